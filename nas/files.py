@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import tempfile
+import types
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -220,7 +221,10 @@ def into(cls: type[T], value: Any, *, source: str, error: type[NasError] = Confi
 
 def _refuse_unknown_keys(kind: Any, value: Any, *, where: str) -> None:
     """Raise ConfigError at the first key, at any depth, that is no field of its dataclass."""
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        for option in typing.get_args(kind):
+            _refuse_unknown_keys(option, value, where=where)
+    elif dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = typing.get_type_hints(kind)
         known = [item.name for item in dataclasses.fields(kind)]
         for key, item in value.items():
