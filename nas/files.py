@@ -221,24 +221,23 @@ def into(cls: type[T], value: Any, *, source: str, error: type[NasError] = Confi
 
 def _refuse_unknown_keys(kind: Any, value: Any, *, where: str) -> None:
     """Raise ConfigError at the first key, at any depth, that is no field of its dataclass."""
+    inner = typing.get_args(kind)
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        for option in typing.get_args(kind):
+        for option in inner:
             _refuse_unknown_keys(option, value, where=where)
     elif dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = typing.get_type_hints(kind)
         known = [item.name for item in dataclasses.fields(kind)]
         for key, item in value.items():
             if key not in known:
-                raise ConfigError(unknown_key(str(key), known, where=where))
+                raise ConfigError(unknown_key(f"{where}{key}", known))
             _refuse_unknown_keys(hints[key], item, where=f"{where}{key}.")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            for inner in typing.get_args(kind)[1:]:
-                _refuse_unknown_keys(inner, item, where=f"{where}{key}.")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            for inner in typing.get_args(kind)[:1]:
-                _refuse_unknown_keys(inner, item, where=f"{where}{index}.")
+    elif inner and isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            _refuse_unknown_keys(
+                inner[-1 if isinstance(value, dict) else 0], item, where=f"{where}{key}."
+            )
 
 
 def _explain(problem: Any) -> str:
@@ -252,17 +251,25 @@ def _explain(problem: Any) -> str:
     return f"{where}: {message[:1].lower()}{message[1:]}{given}"
 
 
-def unknown_key(key: str, known: list[str], *, where: str) -> str:
-    """Return the sentence for a key nobody knows, with the nearest spelling.
+def unknown_key(key: str, known: list[str], *, what: str = "key") -> str:
+    """Return the sentence for a name nobody knows, with the nearest spelling.
 
     Args:
-        key: The key as it was written.
-        known: Every key there is at that place.
-        where: Its place as a dotted prefix ("stages.1." or "").
+        key: The name as it was written, with its place ("stages.1.widht").
+        known: Every name there is at that place.
+        what: What kind of name it is.
     """
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(set(known)))}."
-    return f"unknown key {where + key!r}; {hint}"
+    near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(set(known)))}."
+    return f"unknown {what} {key!r}; {hint}"
+
+
+def packaged_folder(name: str) -> Path:
+    """Return a folder of shipped files: inside an installed wheel, or beside `nas/`."""
+    here = Path(__file__).resolve().parent
+    installed = here / "_packaged" / name
+    return installed if installed.is_dir() else here.parent / name
 
 
 # ---------------------------------------------------------------- locks
