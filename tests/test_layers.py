@@ -1,0 +1,70 @@
+"""The rows: a module imports only from lower rows, and each foreign library has one home."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nas
+
+PACKAGE = Path(nas.__file__).parent
+ROWS = [
+    {"errors"},
+    {"files", "seeds"},
+    {"block"},
+    {"space", "target", "manifest"},
+    {"network", "data", "study", "checkpoint"},
+    {"supernet", "latency"},
+    {"search", "winner", "report"},
+    {"pipeline"},
+    {"cli"},
+]
+ROW = {name: row for row, names in enumerate(ROWS) for name in names}
+HOMES = {
+    "torch": {"network", "data", "checkpoint", "supernet", "latency", "winner", "pipeline"},
+    "timm": {"network", "data", "winner"},
+    "optuna": {"study", "search"},
+    "sqlalchemy": {"study"},
+    "onnx": {"network", "latency", "winner"},
+    "onnxruntime": {"latency"},
+    "ray": set(),
+    "pydantic": {"files"},
+    "yaml": {"files"},
+    "matplotlib": {"report"},
+    "plotly": {"report"},
+    "jinja2": {"report"},
+    "typer": {"cli"},
+}
+FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
+
+
+def noun(file: Path) -> str:
+    """Return the name a file counts as: its package or module directly below nas."""
+    name = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "cli" if name.startswith(("cli_", "__main__")) else name
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted module) of every import in a file, those inside functions included."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: imports are absolute"
+            names = [f"nas.{alias.name}" for alias in node.names]
+            yield from ((node.lineno, name) for name in (names if node.module == "nas" else []))
+            yield from ([(node.lineno, node.module)] if node.module not in (None, "nas") else [])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_lower_rows_and_libraries_at_home(file: Path) -> None:
+    own = noun(file)
+    assert own in ROW, f"{own} stands in no row; give it one here and in CONTRIBUTING.md"
+    for line, module in imports(file):
+        library, _, rest = module.partition(".")
+        other = rest.partition(".")[0]
+        if library == "nas" and other != own:
+            assert ROW.get(other, 99) < ROW[own], f"{file}:{line}: {own} may not import {module}"
+        elif library in HOMES:
+            assert own in HOMES[library], f"{file}:{line}: {library} belongs to {HOMES[library]}"
