@@ -2,9 +2,12 @@
 
 import dataclasses
 import difflib
+import errno
+import functools
 import hashlib
 import json
 import os
+import re
 import socket
 import tempfile
 import types
@@ -21,6 +24,7 @@ T = TypeVar("T")
 MAX_CONFIG_BYTES = 256 * 1024
 MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_DEPTH = 32
+TEMPORARY = ".partial"  # how the names of half-written files end
 
 
 # ---------------------------------------------------------------- writing
@@ -35,7 +39,9 @@ def write_atomic(path: Path | str, data: bytes | str) -> Path:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name[:200]}.", suffix=TEMPORARY
+        )
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(raw)
             stream.flush()
@@ -55,9 +61,15 @@ def write_atomic(path: Path | str, data: bytes | str) -> Path:
 def storage_error(path: Path, error: OSError, *, needed_bytes: int = 0) -> StorageError:
     """Turn an operating system error about `path` into one that says the way out."""
     need = f" ({needed_bytes:,} bytes)" if needed_bytes else ""
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        way_out = "A part of that path is a file, or the path is a folder; choose another"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        way_out = "Free space there, or choose another folder"
+    else:
+        way_out = "Choose another folder"
     return StorageError(
         f"cannot write {path}{need}: {error.strerror or error}. "
-        "Free space there or choose another folder; nothing that was there before has changed."
+        f"{way_out}; nothing that was there before has changed."
     )
 
 
@@ -67,6 +79,14 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sweep(folder: Path | str) -> list[Path]:
+    """Delete what a killed `write_atomic` left, at any depth; only for the holder of the lock."""
+    leftovers = sorted(Path(folder).rglob(f".*{TEMPORARY}"))
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return leftovers
 
 
 def to_plain(value: Any) -> Any:
@@ -81,21 +101,24 @@ def to_plain(value: Any) -> Any:
 
 
 def write_json(path: Path | str, value: Any) -> Path:
-    """Write `value` (plain or dataclasses) as indented JSON, atomically."""
-    return write_atomic(path, json.dumps(to_plain(value), indent=1, ensure_ascii=False) + "\n")
+    """Write `value` (plain or dataclasses, every number finite) as indented JSON, atomically."""
+    text = json.dumps(to_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    # a file name that is not UTF-8 reaches us as lone surrogates, which JSON can escape
+    return write_atomic(path, text.encode(errors="backslashreplace") + b"\n")
 
 
 def write_yaml(path: Path | str, value: Any) -> Path:
     """Write `value` (plain or dataclasses) as YAML in field order, atomically."""
     import yaml
 
-    return write_atomic(path, yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True))
+    text = yaml.dump(to_plain(value), Dumper=_yaml()[1], sort_keys=False, allow_unicode=True)
+    return write_atomic(path, text)
 
 
 # ---------------------------------------------------------------- digests
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, ASCII."""
-    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"))
+    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest_json(value: Any) -> str:
@@ -104,9 +127,16 @@ def digest_json(value: Any) -> str:
 
 
 def digest_file(path: Path | str) -> str:
-    """Return the sha256 (hex) of a file's bytes."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Return the sha256 (hex) of a file's bytes.
+
+    Raises:
+        CorruptFile: missing or unreadable.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CorruptFile(f"{path} cannot be read: {error.strerror}.") from error
 
 
 # ---------------------------------------------------------------- reading
@@ -114,35 +144,34 @@ def read_json(path: Path | str) -> Any:
     """Read JSON that this project wrote.
 
     Raises:
-        CorruptFile: missing, too large, truncated or not JSON.
+        CorruptFile: missing, too large, truncated or not JSON (which has no NaN and no Infinity).
     """
     path = Path(path)
     text = _read_text(path, MAX_JSON_BYTES)
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of 4,301 digits
         raise CorruptFile(
             f"{path} is not whole JSON ({error}). Restore it from a copy, or delete it and run "
             "the command that wrote it again."
         ) from error
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
 def read_yaml(path: Path | str) -> Any:
-    """Read YAML as plain values: safe types, no aliases, at most 256 KB and 32 levels deep.
+    """Read YAML 1.2 as plain values: no tags, no aliases, at most 256 KB and 32 levels deep.
 
     Raises:
         ConfigError: one of those rules is broken, or it is not YAML.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path} is not a file; give the path of a YAML file.")
-    size_bytes = path.stat().st_size
-    if size_bytes > MAX_CONFIG_BYTES:
-        raise ConfigError(
-            f"a configuration file may have {MAX_CONFIG_BYTES:,} bytes, "
-            f"but {path} has {size_bytes:,}."
-        )
-    return parse_yaml(_read_text(path, MAX_CONFIG_BYTES), source=str(path))
+    try:
+        return parse_yaml(_read_text(path, MAX_CONFIG_BYTES), source=str(path))
+    except CorruptFile as error:
+        raise ConfigError(f"{str(error).rstrip('.')}; give the path of a YAML file.") from error
 
 
 def parse_yaml(text: str, *, source: str) -> Any:
@@ -151,38 +180,73 @@ def parse_yaml(text: str, *, source: str) -> Any:
 
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
+        for event in events:
+            place = f"{source}, line {event.start_mark.line + 1}"
             if isinstance(event, yaml.AliasEvent):
                 raise ConfigError(
-                    f"{source}: aliases (*{event.anchor}) are not accepted; write the value out."
+                    f"{place}: aliases (*{event.anchor}) are not accepted; write the value out."
                 )
+            if getattr(event, "tag", None) is not None:
+                raise ConfigError(f"{place}: tags ({event.tag}) are not accepted; leave it out.")
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise ConfigError(f"{source}: nested deeper than {MAX_DEPTH} levels.")
-        return yaml.load(text, Loader=_strict_loader())  # noqa: S506 (a SafeLoader subclass)
-    except yaml.YAMLError as error:
+                raise ConfigError(f"{place}: nested deeper than {MAX_DEPTH} levels.")
+        return yaml.load(text, Loader=_yaml()[0])
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{source} is not YAML: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{source}: nested deeper than {MAX_DEPTH} levels.") from error
 
 
-def _strict_loader() -> Any:
-    """Return a SafeLoader that refuses a key given twice (plain YAML keeps the last silently)."""
+@functools.cache
+def _yaml() -> tuple[Any, Any]:
+    """Return a loader and a dumper for the core schema of YAML 1.2.
+
+    PyYAML speaks 1.1, in which `1e-3` is text, `no` is False, `1:30` is 90, `010` is 8 and a date
+    is no plain value. The loader also refuses a key given twice (PyYAML keeps the last silently).
+    """
     import yaml
 
-    class StrictLoader(yaml.SafeLoader):
+    core = {
+        "null": (r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+        "bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+        "int": (r"^[-+]?(?:0|[1-9][0-9]*)$", list("-+0123456789")),
+        "float": (
+            r"^[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$",
+            list("-+.0123456789"),
+        ),
+    }
+
+    class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: set[str] = set()
             for key_node, _ in node.value:
-                if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
-                    )
-                seen.add(key_node.value)
+                key = self.construct_object(key_node, deep=True)
+                if not isinstance(key, str):
+                    problem = f"a key must be a word, but is {key!r:.40}; quote it"
+                elif key in seen:
+                    problem = f"the key {key!r} stands twice"
+                else:
+                    seen.add(key)
+                    continue
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             return super().construct_mapping(node, deep=deep)
 
-    return StrictLoader
+    class Dumper(yaml.SafeDumper):  # keeps the rules of 1.1 too, so that either reader agrees
+        def analyze_scalar(self, scalar: str) -> Any:
+            analysis = super().analyze_scalar(scalar)
+            if re.search("[\x85\u2028\u2029]", scalar):  # written as they are, they fold to a space
+                analysis.allow_single_quoted = analysis.allow_block = False
+                analysis.allow_flow_plain = analysis.allow_block_plain = False
+            return analysis
+
+    Loader.yaml_implicit_resolvers = {}
+    for kind, (pattern, first) in core.items():
+        for speaker in (Loader, Dumper):
+            speaker.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), first)
+    return Loader, Dumper
 
 
 def _read_text(path: Path, limit_bytes: int) -> str:
@@ -212,7 +276,7 @@ def into(cls: type[T], value: Any, *, source: str, error: type[NasError] = Confi
     try:
         _refuse_unknown_keys(cls, value, where="")
         # JSON, because strict mode takes lists for tuples from JSON only.
-        return TypeAdapter(cls).validate_json(json.dumps(value), strict=True)
+        return TypeAdapter(cls).validate_json(json.dumps(value, allow_nan=False), strict=True)
     except ValidationError as problem:
         raise error(f"{source}: {_explain(problem)}") from problem
     except (ValueError, TypeError, RecursionError) as problem:
@@ -223,8 +287,7 @@ def _refuse_unknown_keys(kind: Any, value: Any, *, where: str) -> None:
     """Raise ConfigError at the first key, at any depth, that is no field of its dataclass."""
     inner = typing.get_args(kind)
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        for option in inner:
-            _refuse_unknown_keys(option, value, where=where)
+        _refuse_by_all([option for option in inner if option is not type(None)], value, where=where)
     elif dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = typing.get_type_hints(kind)
         known = [item.name for item in dataclasses.fields(kind)]
@@ -232,12 +295,25 @@ def _refuse_unknown_keys(kind: Any, value: Any, *, where: str) -> None:
             if key not in known:
                 raise ConfigError(unknown_key(f"{where}{key}", known))
             _refuse_unknown_keys(hints[key], item, where=f"{where}{key}.")
-    elif inner and isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            _refuse_unknown_keys(
-                inner[-1 if isinstance(value, dict) else 0], item, where=f"{where}{key}."
-            )
+    elif isinstance(value, dict) and len(inner) == 2:
+        for key, item in value.items():
+            _refuse_unknown_keys(inner[1], item, where=f"{where}{key}.")
+    elif isinstance(value, list) and inner:
+        each = inner if len(inner) == len(value) and ... not in inner else inner[:1] * len(value)
+        for index, item in enumerate(value):
+            _refuse_unknown_keys(each[index], item, where=f"{where}{index}.")
+
+
+def _refuse_by_all(options: list[Any], value: Any, *, where: str) -> None:
+    """Raise the last option's ConfigError if no option of a union knows every key."""
+    problem: ConfigError | None = None
+    for option in options:
+        try:
+            return _refuse_unknown_keys(option, value, where=where)
+        except ConfigError as error:
+            problem = error
+    if problem is not None:
+        raise problem
 
 
 def _explain(problem: Any) -> str:
@@ -259,8 +335,8 @@ def unknown_key(key: str, known: list[str], *, what: str = "key") -> str:
         known: Every name there is at that place.
         what: What kind of name it is.
     """
-    near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1, cutoff=0.5)
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(key.rpartition(".")[2], known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(set(known)))}."
     return f"unknown {what} {key!r}; {hint}"
 

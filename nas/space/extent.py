@@ -1,7 +1,6 @@
 """How large a space is: its count, its ends, and the hull of the blocks at one place."""
 
 import dataclasses
-from collections.abc import Mapping
 from functools import lru_cache
 from math import comb
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,6 @@ from nas.space.spec import TAIL_KIND, StageSpec, block_choice, inner_values
 
 if TYPE_CHECKING:
     from nas.space.search_space import SearchSpace
-
-Genes = Mapping[str, tuple[Any, ...]]
 
 
 def hull(blocks: tuple[Block, ...]) -> Block:
@@ -32,16 +29,17 @@ def hull(blocks: tuple[Block, ...]) -> Block:
     return type(blocks[0])(**largest)
 
 
-def extreme(space: "SearchSpace", genes: Genes, *, largest: bool) -> Architecture:
+@lru_cache(maxsize=64)
+def extreme(space: "SearchSpace", *, largest: bool) -> Architecture:
     """Return the architecture of most (fewest) MACs, kinds chosen stage by stage.
 
     MACs grow with every number, so numbers sit at their ends; MACs of stages add up once the
     widths stand, so kinds, transition and tail are chosen one stage at a time.
     """
     end = -1 if largest else 0
-    choice = {gene: options[end] for gene, options in genes.items()}
+    choice = {gene: options[end] for gene, options in space.genes().items()}
     pick = max if largest else min
-    price = space.pricer(lambda block: float(block.macs))
+    price = space.macs_pricer()
     for number, stage in enumerate(space.stages, 1):
         trials = []
         for kind in stage.kinds:
@@ -56,7 +54,7 @@ def extreme(space: "SearchSpace", genes: Genes, *, largest: bool) -> Architectur
                     trials.append({**choice, **kept})
         costs = price(space.encode(trials))
         choice = trials[int(pick(range(len(trials)), key=costs.__getitem__))]
-    return space.architecture({gene: choice[gene] for gene in space.genes()})
+    return space.architecture(choice)
 
 
 @lru_cache(maxsize=64)

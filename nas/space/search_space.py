@@ -278,11 +278,11 @@ class SearchSpace:
 
     def smallest(self) -> Architecture:
         """Return the architecture with the fewest MACs."""
-        return extent.extreme(self, all_genes(self), largest=False)
+        return extent.extreme(self, largest=False)
 
     def largest(self) -> Architecture:
         """Return the architecture with the most MACs."""
-        return extent.extreme(self, all_genes(self), largest=True)
+        return extent.extreme(self, largest=True)
 
     def sample(
         self,
@@ -302,7 +302,7 @@ class SearchSpace:
         options = np.array([len(values) for values in self.genes().values()], dtype=np.int64)
         if level is None:
             return self.architecture(self.decode(rng.integers(0, options)[None, :])[0])
-        pricer = price or macs_pricer(self)
+        pricer = price or self.macs_pricer()
         lean = rng.random((64, 1))
         codes = rng.binomial(options - 1, lean, size=(64, len(options)))
         ends = self.encode([self.choice(self.smallest()), self.choice(self.largest())])
@@ -318,6 +318,10 @@ class SearchSpace:
             cost: Cost of one block; it is asked once for each distinct block of the space.
         """
         return gene_code.pricer(self, all_genes(self), cost)
+
+    def macs_pricer(self) -> Callable[[Codes], Costs]:
+        """Return the pricer of multiply-accumulates, made once a space."""
+        return _macs_pricer(self)
 
 
 class _StageGenes:
@@ -364,6 +368,5 @@ def all_genes(space: SearchSpace) -> dict[str, tuple[Any, ...]]:
 
 
 @lru_cache(maxsize=64)
-def macs_pricer(space: SearchSpace) -> Callable[[Codes], Costs]:
-    """Return the space's pricer of multiply-accumulates, made once a space."""
+def _macs_pricer(space: SearchSpace) -> Callable[[Codes], Costs]:
     return space.pricer(lambda block: float(block.macs))

@@ -1,0 +1,67 @@
+"""What machine and which versions a number was made with."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+PACKAGES = (
+    "hybrid-nas",
+    "torch",
+    "torchvision",
+    "timm",
+    "optuna",
+    "ray",
+    "numpy",
+    "pandas",
+    "sqlalchemy",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "scikit-learn",
+    "scipy",
+    "safetensors",
+)
+
+
+def cpu_name() -> str:
+    """Return the processor's own name, or the architecture where it has none."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            for line in stream:
+                if line.startswith(("model name", "Model")):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def allowed_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, cores, memory and system as plain values."""
+    import psutil
+
+    return {
+        "cpu": cpu_name(),
+        "arch": platform.machine(),
+        "cores": allowed_cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python and of every package a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
