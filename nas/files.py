@@ -167,9 +167,8 @@ def read_yaml(path: Path | str) -> Any:
     Raises:
         ConfigError: one of those rules is broken, or it is not YAML.
     """
-    path = Path(path)
     try:
-        return parse_yaml(_read_text(path, MAX_CONFIG_BYTES), source=str(path))
+        return parse_yaml(_read_text(Path(path), MAX_CONFIG_BYTES), source=str(path))
     except CorruptFile as error:
         raise ConfigError(f"{str(error).rstrip('.')}; give the path of a YAML file.") from error
 

@@ -1,0 +1,66 @@
+"""What every test runs under: one thread, no network, no user settings, and disks that fill up."""
+
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Set before anything imports torch; child processes inherit it. On small tensors one thread is
+# faster, and sums come out the same everywhere.
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "NO_COLOR": "1"}
+os.environ.pop("NAS_STORAGE", None)
+
+import pytest
+from hypothesis import settings
+
+# The same examples in every run; a disk that is slow today is no failure.
+settings.register_profile("nas", derandomize=True, deadline=None, max_examples=50, database=None)
+settings.load_profile("nas")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, the tests that need what is not here."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="no GPU here"))
+        if item.get_closest_marker("network") and "NAS_TEST_NETWORK" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="set NAS_TEST_NETWORK=1 to use the internet"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@contextmanager
+def _files_at_most(size_bytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def files_at_most() -> Callable[[int], Any]:
+    """Return a context manager in which no file of this process can grow past so many bytes."""
+    return _files_at_most
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder on a file system of 1 MiB; skips where none can be mounted (needs root)."""
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
