@@ -8,6 +8,15 @@ network keeps its blocks under `stem`, `stages.<stage>.<position>` and `head`;
 """
 
 from nas.network.kinds import build_block, build_part, part_prefixes, template
+from nas.network.model import NasHybrid, build
 from nas.network.residual import scale_residuals
 
-__all__ = ["build_block", "build_part", "part_prefixes", "scale_residuals", "template"]
+__all__ = [
+    "NasHybrid",
+    "build",
+    "build_block",
+    "build_part",
+    "part_prefixes",
+    "scale_residuals",
+    "template",
+]

@@ -65,7 +65,6 @@ class GroupAttention(nn.Module):
     def __init__(self, part: block.GroupAttn, *, drop_path: float = 0.0, **factory: Any) -> None:
         super().__init__()
         self.heads, self.key, self.value = part.heads, part.key, part.value
-        self.window = part.window
         self.channels = part.channels
         self.qkvs = nn.ModuleList(
             ConvNorm(part.value, 2 * part.key + part.value, **factory) for _ in range(part.heads)
@@ -78,19 +77,18 @@ class GroupAttention(nn.Module):
         self.act = activation(part.act)
         self.project = ConvNorm(part.channels, part.channels, gamma=0.0, **factory)
         self.drop_path = drop_branch(drop_path)
-        self.set_resolution(part.resolution)
+        self.resize(part)
 
     def residual_scale(self) -> torch.Tensor:
         """Return the tensor that scales the branch."""
         return self.project.get_parameter("bn.weight")
 
-    def set_resolution(self, resolution: int) -> None:
-        """Lay the windows over feature maps of another side; resize the bias if theirs changes."""
-        self.resolution = resolution
-        self.side = min(self.window, resolution)
-        self.across = -(-resolution // self.side)
-        self.padding = self.across * self.side - resolution
-        self.bias.resize(self.side)
+    def resize(self, part: block.GroupAttn) -> None:
+        """Become `part`, which differs in its resolution and window only."""
+        self.resolution, self.side = part.resolution, part.side
+        self.across = -(-part.resolution // part.side)
+        self.padding = self.across * part.side - part.resolution
+        self.bias.resize(part.side)
 
     def attend(self, x: torch.Tensor) -> torch.Tensor:
         """Return the attention's output of windows of shape (windows, channels, side, side)."""

@@ -33,9 +33,9 @@ class Attention(nn.Module):
         gamma: torch.Tensor = self.scale.gamma
         return gamma
 
-    def set_resolution(self, resolution: int) -> None:
-        """Resize the attention bias for feature maps of another side."""
-        self.bias.resize(resolution)
+    def resize(self, part: block.Attn) -> None:
+        """Become `part`, which differs in its resolution only."""
+        self.bias.resize(part.resolution)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return tokens of the same shape."""
