@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["NasError", "__version__"]
+__all__ = ["Architecture", "NasError", "SearchSpace", "Target", "Winner", "__version__"]
 
 if TYPE_CHECKING:
     from nas.errors import NasError
+    from nas.manifest import Winner
+    from nas.space import Architecture, SearchSpace
+    from nas.target import Target
 
 _HOMES = {
+    "Architecture": "nas.space",
     "NasError": "nas.errors",
+    "SearchSpace": "nas.space",
+    "Target": "nas.target",
+    "Winner": "nas.manifest",
 }
 
 

@@ -54,9 +54,8 @@ def imports(file: Path) -> Iterator[tuple[int, str]]:
             assert node.level == 0, f"{file}:{node.lineno}: imports are absolute"
             names = [alias.name for alias in node.names] if node.module == "nas" else [""]
             yield from ((node.lineno, f"{node.module}.{name}") for name in names)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id == "nas":
-                yield node.lineno, f"nas.{node.attr}"
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "nas":
+            yield node.lineno, f"nas.{node.attr}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
