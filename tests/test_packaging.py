@@ -80,6 +80,9 @@ def test_an_installed_wheel_brings_its_command_and_licence_and_nothing_else(
     assert "search" in run(command, "--help", cwd=tmp_path, PYTHONPATH=str(installed))
     licences = list(installed.glob("hybrid_nas-*.dist-info/licenses/LICENSE"))
     assert [licence.read_bytes() for licence in licences] == [(REPOSITORY / "LICENSE").read_bytes()]
+    package = sorted(f.relative_to(REPOSITORY) for f in (REPOSITORY / "nas").rglob("*.*"))
+    missing = [f for f in package if f.suffix != ".pyc" and not (installed / f).exists()]
+    assert not missing
     tops = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
     assert tops == {"nas", "bin"}
 
