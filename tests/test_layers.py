@@ -35,6 +35,7 @@ HOMES = {
     "plotly": {"report"},
     "jinja2": {"report"},
     "typer": {"cli"},
+    "rich": {"cli"},
 }
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 
