@@ -17,7 +17,7 @@ class Head(nn.Module):
 
     `ln` normalises each place and then averages; `bn` averages and then normalises. A distilled
     head gives the mean of its two classifiers, also in training, unless `distilled_training` is
-    set: then training gives the pair.
+    set: then training gives the pair. Without pooling every place is scored.
     """
 
     def __init__(self, part: block.Head, *, drop: float = 0.0, **factory: Any) -> None:
@@ -42,15 +42,10 @@ class Head(nn.Module):
         """Put new classifiers in, or none for `num_classes` 0; set the pooling.
 
         Raises:
-            ConfigError: a pooling there is not, or classes without pooling.
+            ConfigError: a pooling there is not.
         """
         if global_pool not in POOLS:
             raise ConfigError(f"global_pool must be 'avg' or '', but is {global_pool!r}.")
-        if num_classes and not global_pool:
-            raise ConfigError(
-                f"a classifier needs pooled features, but global_pool is '' with {num_classes} "
-                "classes. Use global_pool='avg', or num_classes=0."
-            )
         self.global_pool = global_pool
         self.num_classes = num_classes
         self.fc, self.fc_dist = nn.Identity(), nn.Identity()
@@ -82,19 +77,26 @@ class Head(nn.Module):
 
         With `global_pool` '' it stays a map of shape (batch, channels, side, side).
         """
-        x = self.normalize(x)
-        if self.global_pool == "avg":
-            x = x.mean((2, 3))
-            if self.norm_kind == "bn":
-                x = self.norm(x)
+        if self.global_pool == "":
+            x = self.normalize(x)
+        elif self.norm_kind == "ln":
+            x = self.norm(x.permute(0, 2, 3, 1)).mean((1, 2))
+        else:
+            x = self.norm(x.mean((2, 3)))
         x = self.drop(x)
         return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return class scores of a feature map, or the pooled features where there is no class."""
+        """Return class scores of a feature map, or what is pooled where there are no classes."""
         x = self.pool(x)
         if self.num_classes == 0:
             return x
+        if self.global_pool == "":
+            return self.classify(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.classify(x)
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the scores (..., classes) of features (..., channels)."""
         scores: torch.Tensor = self.fc(x)
         if not self.is_distilled:
             return scores

@@ -78,7 +78,7 @@ class NasHybrid(nn.Module):
             side the blocks were written for.
         num_classes: Classes of the head, 0 for none. Default: as in the head's string.
         in_chans: Channels of the images. Default: as in the stem's string.
-        global_pool: "avg", or "" (only without classes) for the last feature map.
+        global_pool: "avg", or "" for maps: of scores, or without classes of features.
         drop_rate: Dropout in front of the classifier.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 over all
             blocks that have residual branches and holds for each of their branches. (timm does
@@ -86,7 +86,7 @@ class NasHybrid(nn.Module):
         factory: `device` and `dtype`, as torch's modules take them.
 
     Raises:
-        ConfigError: blocks that do not fit, images that are not square, classes without pooling.
+        ConfigError: blocks that do not fit, images that are not square, a pooling there is not.
     """
 
     def __init__(

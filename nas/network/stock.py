@@ -1,0 +1,202 @@
+"""The published networks of timm and ours, in both directions, weights included.
+
+timm's EfficientFormer (L1, L3, L7) and EfficientVitMsra (M0-M5), and any instance of the two
+classes, are lists of blocks like any other network.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import timm
+import torch.nn as nn
+
+from nas.block import Block, Cga, Head, Mb3d, Mb4d, check_chain
+from nas.errors import ConfigError
+from nas.network.chain import read_blocks, split_stages
+from nas.network.model import NasHybrid, build
+from nas.network.stock_blocks import INDEX, Found, walk
+
+EFFICIENTFORMERS = ("efficientformer_l1", "efficientformer_l3", "efficientformer_l7")
+EFFICIENTVITS = tuple(f"efficientvit_m{i}" for i in range(6))
+PUBLISHED = EFFICIENTFORMERS + EFFICIENTVITS
+
+# What converted weights keep of their source's configuration: how images are prepared, and
+# whose weights they are.
+CARRIED = (
+    "mean", "std", "interpolation", "crop_pct", "crop_mode",
+    "license", "tag", "origin_url", "paper_name", "paper_ids",
+)  # fmt: skip
+
+
+def blocks_of(source: str | nn.Module) -> tuple[Block, ...]:
+    """Return the blocks of a published network by its timm name, or of a model.
+
+    Raises:
+        ConfigError: an unknown name, or a model that is no list of blocks.
+    """
+    if isinstance(source, NasHybrid):
+        return source.blocks_spec
+    if isinstance(source, nn.Module):
+        return tuple(item.block for item in walk(source))
+    if source not in PUBLISHED:
+        raise ConfigError(f"{source!r} is not one of {', '.join(PUBLISHED)}.")
+    return blocks_of(timm.create_model(source, device="meta"))
+
+
+# ---------------------------------------------------------------- weights
+def from_timm(model: nn.Module, **timm_kwargs: Any) -> NasHybrid:
+    """Return our network that computes the same function as a timm model, with its weights.
+
+    Device, precision, mode, classifier dropout, preprocessing and licence are kept; other drop
+    rates are not read, as they do nothing in evaluation.
+
+    Args:
+        model: An `EfficientFormer` or `EfficientVitMsra`.
+        timm_kwargs: As for `nas.network.build`, for example `drop_path_rate`.
+
+    Raises:
+        ConfigError: another class, no classifier, or tensors our network has no place for.
+    """
+    found = walk(model)
+    options: dict[str, Any] = {
+        "drop_rate": _head_dropout(model),
+        "pretrained_cfg_overlay": _carried(model),
+        **timm_kwargs,
+    }
+    ours = build([item.block for item in found], **options)
+    like = next(model.parameters())
+    ours.to(device=like.device, dtype=like.dtype)
+    theirs = model.state_dict()
+    names = dict(_pairs(ours, found))
+    left = {name for name in theirs if not name.endswith(INDEX)} - set(names.values())
+    if left:
+        raise ConfigError(f"no block has a place for {', '.join(sorted(left))}.")
+    ours.load_state_dict({our: theirs[their] for our, their in names.items()})
+    return ours.train(model.training)
+
+
+def to_timm(model: NasHybrid) -> nn.Module:
+    """Return the timm model that computes the same function, with the weights of `model`.
+
+    Raises:
+        ConfigError: no timm model is made of these blocks (see `stock_args`).
+    """
+    expressed = stock_args(model.blocks_spec) if model.num_classes else None
+    if expressed is None:
+        raise ConfigError(
+            "no stock timm class can be these blocks: they must be all EfficientFormer's or all "
+            "EfficientViT's, with a classifier. Save the model as it is; timm loads it after "
+            "`import nas.network`."
+        )
+    name, args = expressed
+    theirs: nn.Module = timm.create_model(
+        name, drop_rate=model.head.drop.p, pretrained_cfg_overlay=_carried(model), **args
+    )
+    like = next(model.parameters())
+    theirs.to(device=like.device, dtype=like.dtype)
+    ours = model.state_dict()
+    state = {their: ours[our] for our, their in _pairs(model, walk(theirs))}
+    index = {key: value for key, value in theirs.state_dict().items() if key.endswith(INDEX)}
+    theirs.load_state_dict(state | index)
+    return theirs.train(model.training)
+
+
+def _pairs(ours: NasHybrid, found: list[Found]) -> Iterator[tuple[str, str]]:
+    """Yield (our name, timm's name) of every tensor in our state dict."""
+    keys = list(ours.state_dict())
+    for prefix, item in zip(ours.block_prefixes, found, strict=True):
+        for our, their in item.names.items():
+            whole = prefix + our
+            for key in keys:
+                if key == whole or key.startswith(whole + "."):
+                    yield key, their + key[len(whole) :]
+
+
+def _head_dropout(model: Any) -> float:  # Any: the two timm classes
+    rate: float = (model.head_drop if hasattr(model, "head_drop") else model.head.drop).p
+    return rate
+
+
+def _carried(model: nn.Module) -> dict[str, Any]:
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+    return {key: config[key] for key in CARRIED if config.get(key) is not None}
+
+
+# ---------------------------------------------------------------- arguments
+def stock_args(blocks: Sequence[Block | str]) -> tuple[str, dict[str, Any]] | None:
+    """Return a timm entrypoint and its arguments that give exactly these blocks, or None.
+
+    The arguments are plain JSON values and name only what differs from the entrypoint's own.
+    """
+    wanted = read_blocks(blocks)
+    check_chain(wanted)
+    for name, args in _candidates(wanted):
+        try:
+            given = blocks_of(timm.create_model(name, device="meta", **args))
+        except ConfigError:  # a combination the class accepts and then cannot run
+            continue
+        if given == wanted:
+            return name, args
+    return None
+
+
+def _candidates(blocks: tuple[Block, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    kinds = {block.kind for block in blocks[1:-1]}
+    head = blocks[-1]
+    assert isinstance(head, Head)
+    common: dict[str, Any] = {}
+    if head.classes != 1000:
+        common["num_classes"] = head.classes
+    if blocks[0].in_channels != 3:
+        common["in_chans"] = blocks[0].in_channels
+    if blocks[0].resolution != 224:
+        common["img_size"] = blocks[0].resolution
+    if kinds <= {"mb4d", "mb3d", "downsample"} and blocks[-2].kind == "mb3d":
+        for name in EFFICIENTFORMERS:
+            yield name, common
+        yield from ((EFFICIENTFORMERS[0], args | common) for args in _efficientformer(blocks))
+    elif kinds <= {"cga", "patch_merge"} and blocks[0].out_channels >= 8:
+        for name in EFFICIENTVITS:
+            yield name, common
+        yield EFFICIENTVITS[0], _efficientvit(blocks) | common
+
+
+def _efficientformer(blocks: tuple[Block, ...]) -> Iterator[dict[str, Any]]:
+    stages = split_stages(blocks)
+    inner = [[b for b in stage if isinstance(b, Mb4d | Mb3d)] for stage in stages]
+    first = next(b for stage in inner for b in stage)
+    ratio = first.hidden / first.channels
+    pools = [b.pool for stage in inner for b in stage if isinstance(b, Mb4d)]
+    # timm computes int(width * ratio), which may fall one short of the hidden width.
+    for mlp_ratio in (ratio, math.nextafter(ratio, math.inf)):
+        yield {
+            "depths": [len(stage) for stage in inner],
+            "embed_dims": _widths(blocks, stages),
+            "num_vit": sum(isinstance(b, Mb3d) for b in inner[-1]),
+            "mlp_ratios": mlp_ratio,
+            "pool_size": pools[0] if pools else 3,
+        }
+
+
+def _efficientvit(blocks: tuple[Block, ...]) -> dict[str, Any]:
+    stages = split_stages(blocks)
+    inner = [[b for b in stage if isinstance(b, Cga)] for stage in stages]
+    kernels = [b.kernels for stage in inner for b in stage]
+    return {
+        "embed_dim": _widths(blocks, stages),
+        "depth": [len(stage) for stage in inner],
+        "key_dim": [stage[0].key if stage else 16 for stage in inner],
+        "num_heads": [stage[0].heads if stage else 1 for stage in inner],
+        "window_size": [stage[0].window if stage else 7 for stage in inner],
+        "kernels": list(max(kernels, key=lambda row: len(row), default=(5,))),
+        "down_ops": [["", 1], *(["subsample", 2] for _ in stages[1:])],
+    }
+
+
+def _widths(blocks: tuple[Block, ...], stages: list[tuple[Block, ...]]) -> list[int]:
+    widths, last = [], blocks[0]
+    for stage in stages:
+        last = stage[-1] if stage else last
+        widths.append(last.out_channels)
+    return widths
