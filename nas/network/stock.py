@@ -182,14 +182,16 @@ def _efficientformer(blocks: tuple[Block, ...]) -> Iterator[dict[str, Any]]:
 def _efficientvit(blocks: tuple[Block, ...]) -> dict[str, Any]:
     stages = split_stages(blocks)
     inner = [[b for b in stage if isinstance(b, Cga)] for stage in stages]
-    kernels = [b.kernels for stage in inner for b in stage]
+    kernels: tuple[int, ...] = (5,)
+    for cga in (b for stage in inner for b in stage):
+        kernels = max(kernels, cga.kernels, key=len)
     return {
         "embed_dim": _widths(blocks, stages),
         "depth": [len(stage) for stage in inner],
         "key_dim": [stage[0].key if stage else 16 for stage in inner],
         "num_heads": [stage[0].heads if stage else 1 for stage in inner],
         "window_size": [stage[0].window if stage else 7 for stage in inner],
-        "kernels": list(max(kernels, key=lambda row: len(row), default=(5,))),
+        "kernels": list(kernels),
         "down_ops": [["", 1], *(["subsample", 2] for _ in stages[1:])],
     }
 
