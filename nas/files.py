@@ -219,6 +219,12 @@ def _yaml() -> tuple[Any, Any]:
     }
 
     class Loader(yaml.SafeLoader):
+        def construct_scalar(self, node: Any) -> Any:
+            text = super().construct_scalar(
+                node
+            )  # "\\ud83d\\ude00", as JSON has it, is one character
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: set[str] = set()
             for key_node, _ in node.value:

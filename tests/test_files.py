@@ -128,9 +128,10 @@ def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path, value: flo
     assert files.read_json(path) == {"loss": 1.5}
 
 
-def test_a_name_that_is_no_utf8_survives_json(tmp_path: Path) -> None:
+def test_a_name_that_is_no_utf8_survives_json_and_yaml(tmp_path: Path) -> None:
     name = os.fsdecode(b"run-\xff")
     assert files.read_json(files.write_json(tmp_path / "a.json", {"run": name})) == {"run": name}
+    assert files.read_yaml(files.write_yaml(tmp_path / "a.yaml", {"run": name})) == {"run": name}
 
 
 # ---------------------------------------------------------------- round trips

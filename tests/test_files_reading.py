@@ -126,6 +126,7 @@ def test_a_file_that_cannot_be_yaml_is_a_configuration_error(tmp_path: Path, nam
         ("2026-13-45", "2026-13-45"),
         (".nan", ".nan"),
         ("'1'", "1"),
+        ('"\\ud83d\\ude00"', "\U0001f600"),
     ],
 )
 def test_yaml_values_mean_what_version_1_2_says(text: str, value: object) -> None:
