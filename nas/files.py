@@ -220,9 +220,8 @@ def _yaml() -> tuple[Any, Any]:
 
     class Loader(yaml.SafeLoader):
         def construct_scalar(self, node: Any) -> Any:
-            text = super().construct_scalar(
-                node
-            )  # "\\ud83d\\ude00", as JSON has it, is one character
+            text = super().construct_scalar(node)
+            # a pair of surrogates is one character, as in JSON, which YAML 1.2 contains
             return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
