@@ -1,5 +1,6 @@
 """Winner: what winner.json says of an exported network - promises, measurements, ancestry."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,29 +8,57 @@ from typing import Any
 from nas.block import parse_network
 from nas.errors import ConfigError, CorruptFile
 from nas.files import digest_file, into, read_json, to_plain, write_json
-from nas.space import Architecture
+from nas.space import Architecture, architecture_of
 
 SCHEMA = 1
+FILE = "winner.json"
+LATENCY = "latency_ms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Top-1 accuracy, 0 to 1: on the search split, and on test once `verify` has opened it."""
+    """Top-1 accuracy, 0 to 1: on the search split, and on test once `verify` has opened it.
+
+    `search_images` is how many images the first was counted on, 0 where nobody noted it.
+    """
 
     search: float
+    search_images: int = 0
     test: float | None = None
+    test_images: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("search", "test"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"accuracy.{name} must be from 0 to 1, but is {value}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetResult:
-    """Latency of the whole network on one Target, in milliseconds."""
+    """Latency of the whole network on one Target, in milliseconds.
+
+    `predicted_ms` is the latency table's; None for a target nobody priced it on. The others come
+    from `verify`: median, upper end of its 95 % interval, 95th percentile of all runs, grade.
+    """
 
     target: str
-    predicted_ms: float
+    predicted_ms: float | None = None
     measured_ms: float | None = None
     ci_high_ms: float | None = None
     p95_ms: float | None = None
     grade: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("predicted_ms", "measured_ms", "ci_high_ms", "p95_ms"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be above 0, but is {value} on {self.target}.")
+
+    @property
+    def upper_ms(self) -> float | None:
+        """What a budget is compared with: the upper end of the interval; None if not measured."""
+        return self.measured_ms if self.ci_high_ms is None else self.ci_high_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +74,10 @@ class Ancestry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Winner:
-    """The value in winner.json. `files` maps each exported file to its sha256."""
+    """The value in winner.json. `files` maps the exported files a promise is about to sha256.
+
+    The model card (README.md) is not among them: its words may be edited.
+    """
 
     schema: int = SCHEMA
     architecture: dict[str, Any]
@@ -61,13 +93,37 @@ class Winner:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ConfigError(f"winner schema {self.schema} is not known; this is {SCHEMA}.")
-        parse_network(self.blocks)
-        Architecture.from_json(self.architecture)
+        architecture = Architecture.from_json(self.architecture)
+        if architecture_of(parse_network(self.blocks), space=architecture.space) != architecture:
+            raise ConfigError("blocks and architecture must describe the same network.")
+        for metric, budget in self.budgets.items():
+            if not budget > 0:
+                raise ConfigError(f"the budget of {metric} must be above 0, but is {budget}.")
+        for name in self.files:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ConfigError(f"files are plain names in the winner's folder, not {name!r}.")
+        targets = [row.target for row in self.targets]
+        if len(set(targets)) != len(targets):
+            raise ConfigError(f"each target stands once, but they are {', '.join(targets)}.")
 
     @property
     def id(self) -> str:
         """The architecture's id, 12 hex digits; also the name of the winner's folder."""
         return Architecture.from_json(self.architecture).id
+
+    def on(self, target: str) -> TargetResult | None:
+        """Return what is known of its latency on a target, by the target's id."""
+        return next((row for row in self.targets if row.target == target), None)
+
+    def latency_budget_ms(self, target: str) -> float | None:
+        """Return the latency promised on a target, None if nothing was.
+
+        A budget named `latency_ms` alone is that of the only target.
+        """
+        budget = self.budgets.get(f"{LATENCY}:{target}")
+        if budget is None and [row.target for row in self.targets] == [target]:
+            budget = self.budgets.get(LATENCY)
+        return budget
 
     @classmethod
     def load(cls, folder: Path | str) -> "Winner":
@@ -76,18 +132,27 @@ class Winner:
         Raises:
             CorruptFile: missing, damaged, or it breaks the schema.
         """
-        path = Path(folder) / "winner.json"
+        path = Path(folder) / FILE
         return into(cls, read_json(path), source=str(path), error=CorruptFile)
 
     def save(self, folder: Path | str) -> Path:
         """Write FOLDER/winner.json atomically; the last file of a winner to be written."""
-        return write_json(Path(folder) / "winner.json", to_plain(self))
+        return write_json(Path(folder) / FILE, to_plain(self))
+
+    def changed_files(self, folder: Path | str) -> tuple[str, ...]:
+        """Return the names of exported files that are missing or have other bytes now."""
+        changed = []
+        for name, digest in self.files.items():
+            path = Path(folder) / name
+            if not path.is_file() or digest_file(path) != digest:
+                changed.append(name)
+        return tuple(changed)
 
     def check_files(self, folder: Path | str) -> None:
         """Raise CorruptFile unless every exported file has the bytes it was exported with."""
-        for name, digest in self.files.items():
-            path = Path(folder) / name
-            if not path.is_file():
-                raise CorruptFile(f"{path} is missing; export the winner again.")
-            if digest_file(path) != digest:
-                raise CorruptFile(f"{path} is not the file that was exported; export it again.")
+        changed = self.changed_files(folder)
+        if changed:
+            raise CorruptFile(
+                f"{Path(folder) / changed[0]} is missing or is not the file that was exported. "
+                "Restore it, or export the winner again."
+            )
