@@ -1,0 +1,25 @@
+"""Report: what one run found, as one HTML page with its pictures."""
+
+from nas.report.content import (
+    Candidate,
+    Command,
+    LossPoint,
+    Prediction,
+    PredictorError,
+    ReportInput,
+    pareto_front,
+    prediction_errors,
+)
+from nas.report.page import write_report
+
+__all__ = [
+    "Candidate",
+    "Command",
+    "LossPoint",
+    "Prediction",
+    "PredictorError",
+    "ReportInput",
+    "pareto_front",
+    "prediction_errors",
+    "write_report",
+]
