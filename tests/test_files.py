@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nas import files
@@ -148,6 +148,7 @@ PLAIN = st.recursive(
 
 
 @given(value=PLAIN)
+@example(value={"\x85": "a\u2028b"})
 def test_plain_values_survive_json_and_yaml(
     value: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
