@@ -1,0 +1,28 @@
+"""One set of weights for all networks of a space: trained once, cut into sub-networks, scored.
+
+supernet = SuperNet(space)
+trained = train(supernet, data, TrainConfig(epochs=30), "runs/mine/supernet")
+result = score(supernet, architecture, data)
+model = supernet.extract(architecture, result.statistics)
+"""
+
+from nas.supernet.choice import Choice
+from nas.supernet.evaluate import EvaluateConfig, Score, fit_statistics, score
+from nas.supernet.model import Statistics, SuperNet
+from nas.supernet.schedule import TrainConfig
+from nas.supernet.stored import Trained, load
+from nas.supernet.train import train
+
+__all__ = [
+    "Choice",
+    "EvaluateConfig",
+    "Score",
+    "Statistics",
+    "SuperNet",
+    "TrainConfig",
+    "Trained",
+    "fit_statistics",
+    "load",
+    "score",
+    "train",
+]

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+
+from nas.data import Augment, Data, Split
+from nas.space import SearchSpace
+
+
+def _split(name: str, count: int, first: int, side: int) -> Split:
+    """Noisy images whose class is the quarter that is bright."""
+    rng = np.random.default_rng(first)
+    labels = np.arange(count) % 4
+    images = rng.integers(0, 120, (count, 3, side, side), dtype=np.uint8)
+    half = side // 2
+    for image, label in zip(images, labels, strict=True):
+        row, column = label // 2 * half, label % 2 * half
+        image[:, row : row + half, column : column + half] += 100
+    return Split.of(
+        name,
+        torch.from_numpy(images),
+        torch.from_numpy(labels),
+        torch.arange(first, first + count),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def quarters() -> Data:
+    """64 + 32 + 48 images of 16 pixels in four classes."""
+    return Data(
+        name="quarters",
+        image_size=16,
+        in_chans=3,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        class_names=("a", "b", "c", "d"),
+        augment=Augment(shift=0.05),
+        splits={
+            "train": _split("train", 64, 0, 16),
+            "choice": _split("choice", 32, 1000, 16),
+            "search": _split("search", 48, 2000, 16),
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> SearchSpace:
+    """The space tiny for the images of `quarters`."""
+    return SearchSpace.load("tiny").replace(image_size=16, num_classes=4)
