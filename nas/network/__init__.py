@@ -9,6 +9,7 @@ network keeps its blocks under `stem`, `stages.<stage>.<position>` and `head`;
 
 from nas.network.kinds import build_block, build_part, part_prefixes, template
 from nas.network.model import NasHybrid, build
+from nas.network.onnx import parts_to_onnx, to_onnx
 from nas.network.residual import scale_residuals
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "build_block",
     "build_part",
     "part_prefixes",
+    "parts_to_onnx",
     "scale_residuals",
     "template",
+    "to_onnx",
 ]
