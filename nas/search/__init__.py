@@ -1,0 +1,19 @@
+"""The search engine: any table of genes, accuracies and costs, under hard budgets."""
+
+from nas.search.budgets import parse_budget, parse_budgets, parse_latency
+from nas.search.options import Mode, SearchOptions
+from nas.search.run import run
+from nas.search.samplers import SAMPLERS, Mind, Problem, Proposal
+
+__all__ = [
+    "SAMPLERS",
+    "Mind",
+    "Mode",
+    "Problem",
+    "Proposal",
+    "SearchOptions",
+    "parse_budget",
+    "parse_budgets",
+    "parse_latency",
+    "run",
+]

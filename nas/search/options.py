@@ -1,0 +1,56 @@
+"""The settings of a search."""
+
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from nas.errors import ConfigError
+from nas.search.samplers import SAMPLERS
+from nas.study import Choice
+
+Mode: TypeAlias = Literal["best", "front"]
+MODES: tuple[Mode, ...] = ("best", "front")
+Progress: TypeAlias = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How to search. The first three settings are part of a study and may not change in it.
+
+    Attributes:
+        sampler: "tpe", "nsga2" or "random".
+        mode: "best" maximises accuracy within the budgets; "front" also minimises the first cost.
+        batch: Candidates proposed before the first of them is known; with an executor, how many
+            are evaluated at once.
+        complete: Makes a candidate whole: `complete(choice, level)` returns the choice to price,
+            evaluate and record; level is the budget on the first cost (None without one).
+        key: What makes two completed candidates the same one; the whole choice by default.
+        describe: More to record of a candidate: {"architecture": ..., "architecture_id": ...}.
+        executor: Where `evaluate` runs; in this thread by default. For a process pool `evaluate`
+            must be importable.
+        timeout_s: An evaluation without an answer after this long has failed.
+        progress: Called as `progress(done, total, text)` after every candidate.
+    """
+
+    sampler: str = "tpe"
+    mode: Mode = "best"
+    batch: int = 1
+    complete: Callable[[Choice, float | None], Choice] | None = None
+    key: Callable[[Choice], Hashable] | None = None
+    describe: Callable[[Choice], Mapping[str, Any]] | None = None  # Any: plain JSON
+    executor: Executor | None = None
+    timeout_s: float | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ConfigError(
+                f"sampler must be one of {', '.join(SAMPLERS)}, but is {self.sampler!r}."
+            )
+        if self.mode not in MODES:
+            raise ConfigError(f"mode must be one of {', '.join(MODES)}, but is {self.mode!r}.")
+        if self.batch < 1:
+            raise ConfigError(f"batch must be at least 1, but is {self.batch}.")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ConfigError(f"timeout_s must be above zero, but is {self.timeout_s}.")

@@ -1,0 +1,40 @@
+"""A study: every candidate one search evaluated, in a database that plain Optuna opens too."""
+
+from nas.study.database import DEFAULT_STORAGE, quiet_optuna, storage_url
+from nas.study.metrics import (
+    LATENCY,
+    describe_cost,
+    find_metric,
+    full_metric,
+    is_latency,
+    latency_metric,
+    split_metric,
+)
+from nas.study.patience import mask_url
+from nas.study.queries import StudySummary
+from nas.study.study import Study
+from nas.study.trial import Choice, Genes, Measurement, Option, Trial, check_genes
+from nas.study.views import SCHEMA
+
+__all__ = [
+    "DEFAULT_STORAGE",
+    "LATENCY",
+    "SCHEMA",
+    "Choice",
+    "Genes",
+    "Measurement",
+    "Option",
+    "Study",
+    "StudySummary",
+    "Trial",
+    "check_genes",
+    "describe_cost",
+    "find_metric",
+    "full_metric",
+    "is_latency",
+    "latency_metric",
+    "mask_url",
+    "quiet_optuna",
+    "split_metric",
+    "storage_url",
+]

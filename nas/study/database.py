@@ -1,0 +1,288 @@
+"""The database of studies: opening, our views beside Optuna's tables, retries, masked passwords."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.errors import ConfigError, StorageError
+from nas.study import patience, views
+from nas.study.patience import mask_url, with_patience
+from nas.study.trial import Measurement
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.storages import RDBStorage
+    from sqlalchemy import Connection
+
+DEFAULT_STORAGE = "sqlite:///runs/nas.db"
+SQLITE_BUSY_TIMEOUT_S = 10.0
+
+
+# ---------------------------------------------------------------- where
+def storage_url(storage: str | None = None) -> str:
+    """Return the database URL to use: the one given, $NAS_STORAGE, or `sqlite:///runs/nas.db`.
+
+    Raises:
+        ConfigError: neither SQLite nor PostgreSQL, or no URL at all.
+    """
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    text = storage or os.environ.get("NAS_STORAGE") or DEFAULT_STORAGE
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ConfigError(
+            f"storage must be a database URL, but is {mask_url(text)!r}. "
+            "Write sqlite:///runs/nas.db or postgresql://user@host/name."
+        ) from None  # its text holds the URL, password and all
+    backend = url.get_backend_name()
+    if backend not in ("sqlite", "postgresql"):
+        raise ConfigError(
+            f"storage must be sqlite or postgresql, but {mask_url(text)!r} is {backend}."
+        )
+    if url.drivername == "postgresql":  # a bare name means psycopg2 to older SQLAlchemy
+        url = url.set(drivername="postgresql+psycopg")
+    return url.render_as_string(hide_password=False)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of an SQLite URL; None for PostgreSQL and for SQLite in memory."""
+    from sqlalchemy import make_url
+
+    parsed = make_url(url)
+    name = parsed.database
+    if parsed.get_backend_name() != "sqlite" or name in (None, "", ":memory:"):
+        return None
+    return Path(str(name))
+
+
+# ---------------------------------------------------------------- opening
+def open_storage(url: str, *, create: bool) -> "RDBStorage":
+    """Open Optuna's storage with our views in it; safe when several processes create it at once.
+
+    Args:
+        url: What `storage_url` returned.
+        create: Make the file, the folder above it and the tables when they are missing.
+
+    Raises:
+        ConfigError: it is not there (and not to be made), or the server refuses the user.
+        StorageError: its folder cannot be made or written.
+        CorruptFile: the file is no database.
+        TryAgain: the server does not answer, or somebody holds the file.
+    """
+    file = sqlite_file(url)
+    if file is not None and not file.is_file():
+        if not create:
+            raise ConfigError(
+                f"there is no database at {file}. Run `nas search` first, or give --storage."
+            )
+        _make_folder(file.parent)
+    return with_patience(lambda: _open(url), url=url, patience_s=patience.OPEN_PATIENCE_S)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make the folder {folder} for the database: {error.strerror}. "
+            "Choose another --storage."
+        ) from error
+
+
+def _open(url: str) -> "RDBStorage":
+    from optuna.storages import RDBStorage
+    from sqlalchemy.pool import NullPool
+
+    options: dict[str, Any] = {"pool_pre_ping": True}  # a server may restart between two trials
+    if url.startswith("sqlite"):
+        # One connection a transaction: nothing is held open, in this process or a forked one.
+        options = {"poolclass": NullPool, "connect_args": {"timeout": SQLITE_BUSY_TIMEOUT_S}}
+    try:
+        with quiet_optuna():  # Optuna fills a template: braces of a password are doubled
+            storage = RDBStorage(url.replace("{", "{{").replace("}", "}}"), engine_kwargs=options)
+    except RuntimeError as error:  # written by another Optuna; its message says what to run
+        raise ConfigError(f"{mask_url(url)}: {error}") from error
+    except ImportError as error:
+        raise ConfigError(
+            "PostgreSQL needs a driver; install it with `pip install 'psycopg[binary]'`."
+        ) from error
+    with storage.engine.connect() as connection:
+        missing = _missing(connection)
+    if missing:
+        _add_our_objects(storage, missing)
+    return storage
+
+
+def _missing(connection: "Connection") -> list[tuple[str, str]]:
+    """Return (name, SQL) of each of our tables and views that is not there yet."""
+    from sqlalchemy import inspect
+
+    inspector = inspect(connection)
+    tables = inspector.get_table_names()
+    there = {*tables, *inspector.get_view_names()}
+    if "nas_schema" in tables:
+        found = connection.exec_driver_sql("SELECT MAX(version) FROM nas_schema").scalar()
+        if found is not None and found > views.SCHEMA:
+            raise ConfigError(
+                f"the database has schema {found}, but this version knows {views.SCHEMA}; "
+                "install a newer hybrid-nas."
+            )
+        if found == views.SCHEMA and all(name in there for _, name, _ in views.OBJECTS):
+            return []
+    missing = [(name, sql) for _, name, sql in views.OBJECTS if name not in there]
+    return [*missing, *([] if "nas_schema" in there else [("nas_schema", views.SCHEMA_TABLE)])]
+
+
+def _add_our_objects(storage: "RDBStorage", missing: list[tuple[str, str]]) -> None:
+    """Add what is missing in one transaction; the loser of a race fails and tries again."""
+    from sqlalchemy.exc import DBAPIError
+
+    dialect = storage.engine.dialect.name
+    try:
+        with storage.engine.begin() as connection:
+            if dialect == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                missing = _missing(connection)
+            for name, sql in missing:
+                connection.exec_driver_sql(sql)
+                if name == "nas_measurements" and dialect == "sqlite":
+                    connection.exec_driver_sql(views.FORGET_TRIGGER)
+            connection.exec_driver_sql(
+                f"INSERT INTO nas_schema SELECT {views.SCHEMA} "
+                f"WHERE NOT EXISTS (SELECT 1 FROM nas_schema WHERE version = {views.SCHEMA})"
+            )
+    except DBAPIError:
+        with storage.engine.connect() as connection:
+            if _missing(connection):  # nobody else made them: the error is real
+                raise
+
+
+def study_names(storage: "RDBStorage", url: str) -> tuple[str, ...]:
+    """Return the names of all studies in a database, sorted."""
+    return with_patience(
+        lambda: tuple(sorted(study.study_name for study in storage.get_all_studies())),
+        url=url,
+        patience_s=patience.OPEN_PATIENCE_S,
+    )
+
+
+def create_study(storage: "RDBStorage | None", name: str) -> "optuna.Study":
+    """Make Optuna's study, in memory without a storage.
+
+    Raises:
+        ConfigError: another process has just made one of that name.
+    """
+    import optuna
+
+    with quiet_optuna():
+        try:
+            return optuna.create_study(
+                study_name=name,
+                storage=storage or optuna.storages.InMemoryStorage(),
+                directions=["maximize", "minimize"],
+            )
+        except optuna.exceptions.DuplicatedStudyError as error:
+            raise ConfigError(
+                f"another process has just made a study named {name!r}; choose another --name."
+            ) from error
+
+
+def load_study(storage: "RDBStorage", name: str, url: str) -> "optuna.Study":
+    """Open Optuna's study.
+
+    Raises:
+        ConfigError: it is not there; the message names those that are.
+    """
+    import optuna
+
+    names = study_names(storage, url)
+    if name not in names:
+        there = ", ".join(repr(known) for known in names) or "none"
+        raise ConfigError(f"there is no study {name!r} in {mask_url(url)}; there are: {there}.")
+    return with_patience(
+        lambda: optuna.load_study(study_name=name, storage=storage),
+        url=url,
+        patience_s=patience.OPEN_PATIENCE_S,
+    )
+
+
+# ---------------------------------------------------------------- measurements
+def write_measurement(
+    storage: "RDBStorage",
+    place: tuple[str, int],
+    key: tuple[str, str],
+    value: tuple[float, float | None],
+) -> None:
+    """Replace one measurement, in one transaction.
+
+    Args:
+        storage: An opened storage.
+        place: (study name, trial number).
+        key: (metric, target).
+        value: (measured, ci_high).
+    """
+    from sqlalchemy import text
+
+    names = {"study": place[0], "trial": place[1], "metric": key[0], "target": key[1]}
+    names |= {"measured": value[0], "ci_high": value[1]}
+    with storage.engine.begin() as connection:
+        found = connection.execute(
+            text("SELECT trial_id FROM nas_trials WHERE study = :study AND trial = :trial"), names
+        )
+        names["trial_id"] = found.scalar_one()
+        connection.execute(
+            text(
+                "DELETE FROM nas_measurements "
+                "WHERE trial_id = :trial_id AND target = :target AND metric = :metric"
+            ),
+            names,
+        )
+        connection.execute(
+            text(
+                "INSERT INTO nas_measurements (trial_id, target, metric, measured, ci_high) "
+                "VALUES (:trial_id, :target, :metric, :measured, :ci_high)"
+            ),
+            names,
+        )
+
+
+def read_measurements(storage: "RDBStorage", study: str) -> dict[int, dict[str, Measurement]]:
+    """Return what was measured in a study: trial number -> full metric name -> measurement."""
+    from sqlalchemy import text
+
+    found: dict[int, dict[str, Measurement]] = {}
+    with storage.engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT t.trial, x.metric, x.target, x.measured, x.ci_high FROM nas_measurements x "
+                "JOIN nas_trials t ON t.trial_id = x.trial_id WHERE t.study = :study"
+            ),
+            {"study": study},
+        )
+        for trial, metric, target, measured, ci_high in rows:
+            full = f"{metric}:{target}" if target else metric
+            found.setdefault(trial, {})[full] = Measurement(measured=measured, ci_high=ci_high)
+    return found
+
+
+# ---------------------------------------------------------------- Optuna's own noise
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Hold back Optuna's notices and experimental warnings, here only and not for the process."""
+    from optuna.exceptions import ExperimentalWarning
+
+    log = logging.getLogger("optuna")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        log.setLevel(before)
