@@ -9,18 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["Architecture", "NasError", "SearchSpace", "Target", "Winner", "__version__"]
+__all__ = [
+    "Architecture",
+    "LatencyTable",
+    "NasError",
+    "SearchSpace",
+    "Study",
+    "Target",
+    "Winner",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from nas.errors import NasError
+    from nas.latency.table import LatencyTable
     from nas.manifest import Winner
     from nas.space import Architecture, SearchSpace
+    from nas.study import Study
     from nas.target import Target
 
 _HOMES = {
     "Architecture": "nas.space",
+    "LatencyTable": "nas.latency.table",
     "NasError": "nas.errors",
     "SearchSpace": "nas.space",
+    "Study": "nas.study",
     "Target": "nas.target",
     "Winner": "nas.manifest",
 }
