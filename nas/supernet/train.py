@@ -85,7 +85,6 @@ class _Training:
         self.choice_optimizer = torch.optim.Adam(
             [{"params": list(self.choice.logits.values())}],
             lr=config.choice_lr,
-            betas=(0.0, 0.999),  # ProxylessNAS (arXiv 1812.00332): no momentum between samples
         )
         self.history = History()
         self.step = 0

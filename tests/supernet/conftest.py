@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -54,3 +56,12 @@ def quarters() -> Data:
 def tiny() -> SearchSpace:
     """The space tiny for the images of `quarters`."""
     return SearchSpace.load("tiny").replace(image_size=16, num_classes=4)
+
+
+@pytest.fixture(scope="session")
+def small(tiny: SearchSpace) -> SearchSpace:
+    """Every kind of tiny in fewer places, for tests that train."""
+    first, second = tiny.stages
+    return tiny.replace(
+        stages=(replace(first, depth=(1,)), replace(second, depth=(1, 2), width=(32, 48)))
+    )

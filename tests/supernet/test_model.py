@@ -79,14 +79,12 @@ def assert_extraction_is_bit_equal(space: SearchSpace, *, batch: int) -> None:
             assert torch.equal(scores, model(x[:3]))
 
 
-@pytest.mark.parametrize(("name", "side"), [("tiny", 32), ("hybrid-64", 32)])
-def test_an_extracted_network_gives_the_supernets_scores_bit_for_bit(name, side):
-    space = SearchSpace.load(name).replace(image_size=side, num_classes=5)
-    assert_extraction_is_bit_equal(space, batch=8)
+def test_an_extracted_network_gives_the_supernets_scores_bit_for_bit():
+    assert_extraction_is_bit_equal(SearchSpace.load("tiny").replace(num_classes=5), batch=8)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hybrid", "efficientvit", "efficientformer"])
+@pytest.mark.parametrize("name", ["hybrid-64", "hybrid", "efficientvit", "efficientformer"])
 def test_extraction_is_bit_equal_in_the_large_spaces_too(name):
     space = SearchSpace.load(name).replace(image_size=64, num_classes=5)
     assert_extraction_is_bit_equal(space, batch=4)
@@ -224,7 +222,7 @@ def test_two_threads_give_what_one_does(tiny):
     supernet = SuperNet(tiny, seed=0)
     x = images(8, tiny.image_size)
     rng = np.random.default_rng(5)
-    architectures = [tiny.sample(rng) for _ in range(40)]
+    architectures = [tiny.sample(rng) for _ in range(24)]
 
     def scores(architecture: Architecture) -> Tensor:
         with torch.no_grad():

@@ -139,7 +139,7 @@ def test_gradients_reach_exactly_the_entries_that_were_cut():
     small = replace(MB3D, channels=16, heads=3, key=4, value=5)
     tensors = {name: value.requires_grad_() for name, value in tensors_of(MB3D).items()}
     sliced = slice_block(tensors, shapes_of(small), MB3D, small)
-    torch.stack([value.sum() for value in sliced.values()]).sum().backward()
+    torch.stack([value.sum() for value in sliced.values()]).sum().backward()  # type: ignore[no-untyped-call]
     for name, value in sliced.items():
         gradient = tensors[name].grad
         assert gradient is not None and gradient.sum() == value.numel()

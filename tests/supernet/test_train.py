@@ -1,0 +1,249 @@
+import json
+import logging
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas import checkpoint
+from nas.data import Data
+from nas.errors import ConfigError, CorruptFile, TrainingDiverged
+from nas.space import SearchSpace
+from nas.supernet import SuperNet, TrainConfig, Trained, load, train
+
+CONFIG = TrainConfig(
+    steps=14,
+    batch_size=16,
+    sandwich=0.3,
+    largest=0.15,
+    distill_start=0.5,
+    choice_every=2,
+    checkpoint_steps=4,
+    log_steps=3,
+)
+
+
+class Stopped(Exception):
+    """What a test throws into a training."""
+
+
+def stop_at(step: int) -> Callable[[int, int, str], None]:
+    def progress(done: int, total: int, text: str) -> None:
+        if done == step:
+            raise Stopped
+
+    return progress
+
+
+def digests(trained: Trained) -> tuple[str, str]:
+    return (
+        checkpoint.digest_tensors(trained.supernet.state_dict()),
+        checkpoint.digest_tensors(trained.choice.state_dict()),
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, small: SearchSpace, quarters: Data
+) -> Trained:
+    return train(SuperNet(small), quarters, CONFIG, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.parametrize("step", [2, 4, 11])
+def test_a_training_that_was_interrupted_ends_bit_equal(
+    tmp_path, small, quarters, undisturbed, step
+):
+    with pytest.raises(Stopped):
+        train(SuperNet(small), quarters, CONFIG, tmp_path, progress=stop_at(step))
+    steps = []
+    again = train(
+        SuperNet(small), quarters, CONFIG, tmp_path, progress=lambda done, *_: steps.append(done)
+    )
+    assert steps == list(range(step - step % 4 + 1, 15))
+    assert digests(again) == digests(undisturbed)
+    assert again.history == undisturbed.history
+
+
+def test_weights_in_channels_last_resume_bit_equal_too(tmp_path, small, quarters):
+    config = replace(CONFIG, channels_last=True)
+    whole = train(SuperNet(small), quarters, config, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(SuperNet(small), quarters, config, tmp_path / "cut", progress=stop_at(9))
+    again = train(SuperNet(small), quarters, config, tmp_path / "cut")
+    assert digests(again) == digests(whole)
+
+
+def test_a_finished_training_is_given_back_without_a_step(tmp_path, small, quarters):
+    first = train(SuperNet(small), quarters, CONFIG, tmp_path)
+    steps: list[int] = []
+    again = train(
+        SuperNet(small, seed=0),
+        quarters,
+        CONFIG,
+        tmp_path,
+        progress=lambda done, *_: steps.append(done),
+    )
+    loaded = load(tmp_path)
+    assert not steps and digests(again) == digests(loaded) == digests(first)
+    assert loaded.supernet.space == small and loaded.history == first.history
+
+
+def test_the_losses_of_each_role_are_written_apart_and_fall(tmp_path, small, quarters):
+    config = TrainConfig(steps=60, batch_size=32, log_steps=10, choice_every=5, sandwich=0.2)
+    texts: list[str] = []
+    trained = train(
+        SuperNet(small), quarters, config, tmp_path, progress=lambda *all_: texts.append(all_[2])
+    )
+    rows = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert rows == list(trained.history)
+    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
+    assert rows[0].keys() == {"step", "lr", "largest", "random", "choice"}
+    assert rows[-1].keys() == {"step", "lr", "largest", "smallest", "random", "choice"}
+    assert rows[-1]["random"] < rows[1]["random"] - 0.2
+    assert "largest" in texts[-1] and texts[-1].endswith("0 s left")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.5}, r"config\.lr \(0\.002 there, 0\.5 asked for\)"),
+        ({"steps": 15}, r"steps \(14 there, 15 asked for\)"),
+        ({"seed": 3}, r"config\.seed \(0 there, 3 asked for\)"),
+    ],
+)
+def test_another_configuration_is_refused_with_the_difference(
+    tmp_path, small, quarters, changes, message
+):
+    with pytest.raises(Stopped):
+        train(SuperNet(small), quarters, CONFIG, tmp_path, progress=stop_at(5))
+    with pytest.raises(ConfigError, match=message):
+        train(SuperNet(small), quarters, replace(CONFIG, **changes), tmp_path)
+
+
+def test_another_space_data_or_start_is_refused_with_the_difference(tmp_path, small, quarters):
+    with pytest.raises(Stopped):
+        train(SuperNet(small), quarters, CONFIG, tmp_path, progress=stop_at(5))
+    wider = replace(small.stages[0], width=(16, 24, 40), depth=(1,))
+    with pytest.raises(ConfigError, match=r"space\.stages\.0\.width\.2 \(32 there, 40 asked"):
+        train(SuperNet(small.replace(stages=(wider, small.stages[1]))), quarters, CONFIG, tmp_path)
+    with pytest.raises(ConfigError, match="supernet_seed"):
+        train(SuperNet(small, seed=4), quarters, CONFIG, tmp_path)
+    other = replace(quarters, splits={**quarters.splits, "train": quarters.splits["search"]})
+    with pytest.raises(ConfigError, match="data"):
+        train(SuperNet(small), other, CONFIG, tmp_path)
+
+
+def test_data_that_does_not_fit_the_space_is_refused(tmp_path, small, quarters):
+    with pytest.raises(ConfigError, match=r"num_classes .* has 9 .* 4\. Use space\.replace"):
+        train(SuperNet(small.replace(num_classes=9)), quarters, CONFIG, tmp_path)
+    with pytest.raises(ConfigError, match="batch_size must be from 1 to the 64 images"):
+        train(SuperNet(small), quarters, replace(CONFIG, batch_size=65), tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_ends_training_with_the_checkpoint_intact(
+    tmp_path, small, quarters
+):
+    supernet = SuperNet(small)
+
+    def poison(done: int, total: int, text: str) -> None:
+        if done == 9:
+            with torch.no_grad():
+                next(supernet.parameters()).fill_(math.nan)
+
+    with pytest.raises(TrainingDiverged, match=r"nan at step 9 of 14.*checkpoint of step 8 is"):
+        train(supernet, quarters, CONFIG, tmp_path, progress=poison)
+    kept = load(tmp_path)
+    assert all(value.isfinite().all() for value in kept.supernet.parameters())
+
+
+def test_a_learning_rate_that_explodes_is_named(tmp_path, small, quarters):
+    config = replace(CONFIG, lr=1000.0, clip_grad=0.0, weight_decay=1000.0)
+    with pytest.raises(TrainingDiverged, match=r"lower lr \(it is 1000\)"):
+        train(SuperNet(small), quarters, config, tmp_path)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path, small, quarters, undisturbed, caplog
+):
+    with pytest.raises(Stopped):
+        train(SuperNet(small), quarters, CONFIG, tmp_path, progress=stop_at(10))
+    newest = tmp_path / "step-8.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with caplog.at_level(logging.WARNING):
+        again = train(SuperNet(small), quarters, CONFIG, tmp_path)
+    assert "step-8" in caplog.text
+    assert digests(again) == digests(undisturbed)
+
+
+def test_damage_to_every_checkpoint_is_said(tmp_path, small, quarters):
+    with pytest.raises(Stopped):
+        train(SuperNet(small), quarters, CONFIG, tmp_path, progress=stop_at(10))
+    for path in tmp_path.glob("*.json"):
+        path.write_text(path.read_text()[:50])
+    with pytest.raises(CorruptFile):
+        load(tmp_path)
+    with pytest.raises(CorruptFile):
+        train(SuperNet(small), quarters, CONFIG, tmp_path)
+
+
+def test_checkpoints_of_something_else_are_refused(tmp_path, small, quarters):
+    with pytest.raises(ConfigError, match="no trained supernet"):
+        load(tmp_path)
+    checkpoint.save(tmp_path, 3, {"weight": torch.zeros(2)}, {"what": "a teacher"})
+    with pytest.raises(CorruptFile, match="not those of a supernet"):
+        load(tmp_path)
+    with pytest.raises(CorruptFile, match="not those of a supernet"):
+        train(SuperNet(small), quarters, CONFIG, tmp_path)
+
+
+def test_a_space_without_a_choice_of_kinds_trains(tmp_path, small, quarters):
+    plain = replace(small.stages[1], kinds=("mb4d",), by=("downsample",))
+    space = small.replace(stages=(small.stages[0], plain))
+    trained = train(SuperNet(space), quarters, replace(CONFIG, steps=6), tmp_path)
+    assert trained.choice.probabilities() == {}
+    assert load(tmp_path).choice.probabilities() == {}
+
+
+TRAINING = """
+import sys
+from pathlib import Path
+import torch
+from nas.data import load
+from nas.space import SearchSpace
+from nas.supernet import SuperNet, TrainConfig, train
+torch.set_num_threads(1)
+data = load("digits", image_size=16)
+space = SearchSpace.load("tiny").replace(num_classes=10, image_size=16)
+config = TrainConfig(steps=60, batch_size=32, checkpoint_steps=5, choice_every=3)
+train(SuperNet(space), data, config, sys.argv[1],
+      progress=lambda done, total, text: Path(sys.argv[2]).write_text(str(done)))
+"""
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_random_moments_ends_bit_equal(tmp_path):
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        arguments = [sys.executable, "-c", TRAINING, str(folder), str(tmp_path / "steps")]
+        return subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    assert start(tmp_path / "whole").wait() == 0
+    moments = random.Random(0)
+    for _ in range(4):
+        (tmp_path / "steps").unlink(missing_ok=True)
+        process = start(tmp_path / "killed")
+        while not (tmp_path / "steps").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(tmp_path / "killed").wait() == 0
+    assert digests(load(tmp_path / "killed")) == digests(load(tmp_path / "whole"))
