@@ -1,0 +1,1 @@
+"""The winner: trained on its own, exported, and verified against its promise."""
