@@ -1,0 +1,52 @@
+"""Whether an exported file computes what the network computes."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import CorruptFile, DeviceError
+
+
+def onnx_scores(path: Path | str, images: Tensor) -> Tensor:
+    """Return the scores (n, classes) that ONNX Runtime's CPU gives images (n, c, h, w) one by one.
+
+    Raises:
+        CorruptFile: it is not an ONNX file that can be run.
+        DeviceError: ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DeviceError(
+            f"onnxruntime cannot be loaded ({error}). Install it with `pip install onnxruntime`."
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        name = session.get_inputs()[0].name
+        rows = [session.run(None, {name: image[None].numpy()})[0] for image in images.contiguous()]
+    except Exception as error:  # the library has no public root of its errors
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CorruptFile(
+            f"{path} cannot be run by ONNX Runtime: {first}. Export the winner again."
+        ) from error
+    return torch.cat([torch.from_numpy(row) for row in rows])
+
+
+@torch.no_grad()
+def network_scores(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the scores (n, classes) a network in eval mode gives images (n, c, h, w)."""
+    scores: Tensor = model(images)
+    return scores.float()
+
+
+def relative_error(scores: Tensor, reference: Tensor) -> float:
+    """Return the largest difference by the largest score of the reference; NaN stays NaN."""
+    if scores.shape != reference.shape:
+        return float("inf")
+    return float((scores - reference).abs().max() / reference.abs().max())

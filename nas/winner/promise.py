@@ -1,0 +1,197 @@
+"""VerifyResult: what a winner promised, what was seen when it was checked, and what follows."""
+
+import math
+from dataclasses import dataclass, replace
+
+from nas.block import parse_network
+from nas.errors import BrokenPromise, ConfigError
+from nas.manifest import LATENCY, TargetResult, Winner
+
+STANDARD_ERRORS = 3.0
+ONNX_TOLERANCE = 1e-4  # largest difference of scores, relative to the largest score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """One promise and whether it is kept; None where nothing was promised."""
+
+    about: str
+    text: str
+    is_kept: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the checking process saw; nothing but `changed_files` if there are any.
+
+    `test` is the accuracy on test, from 0 to 1. `onnx_error` is the largest difference between
+    the ONNX file's scores and the reloaded network's, relative to the largest score; None where
+    scores are not finite or not of one shape.
+    """
+
+    changed_files: tuple[str, ...] = ()
+    test: float = 0.0
+    test_images: int = 0
+    onnx_error: float | None = None
+    params: int = 0
+    latency: TargetResult | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult:
+    """A checked winner. `winner` is its manifest with what was measured put in.
+
+    Attributes:
+        winner: As in winner.json after the check.
+        target: Id of the Target it was timed on.
+        statements: One for each promise, in the order they were checked.
+    """
+
+    winner: Winner
+    target: str
+    statements: tuple[Statement, ...]
+
+    @property
+    def is_kept(self) -> bool:
+        """Return whether no promise is broken."""
+        return not self.broken
+
+    @property
+    def broken(self) -> tuple[Statement, ...]:
+        """Return the promises that are broken."""
+        return tuple(row for row in self.statements if row.is_kept is False)
+
+    @property
+    def is_over_budget(self) -> bool:
+        """Return whether it breaks a budget: another candidate may do better."""
+        return any(row.about in self.winner.budgets or row.about == LATENCY for row in self.broken)
+
+    def raise_if_broken(self) -> None:
+        """Raise BrokenPromise, naming every promise that is not kept."""
+        if self.broken:
+            raise BrokenPromise(
+                f"winner {self.winner.id} does not keep its promise: "
+                + "; ".join(row.text for row in self.broken)
+                + "."
+            )
+
+
+def judge(
+    winner: Winner, seen: Seen, target: str, *, tolerance: float | None = None
+) -> VerifyResult:
+    """Return a winner's promises held against what was seen.
+
+    Args:
+        winner: The manifest as it was before the check.
+        seen: What the checking process saw.
+        target: Id of the Target it was timed on.
+        tolerance: How far (0 to 1) test accuracy may lie below the promised accuracy on search;
+            by default `chance`, what differs by the choice of images alone.
+    """
+    if tolerance is not None and not 0 <= tolerance <= 1:
+        raise ConfigError(f"tolerance must be from 0 to 1, but is {tolerance}.")
+    files = _files(seen)
+    if seen.changed_files or seen.latency is None:
+        return VerifyResult(winner=winner, target=target, statements=(files,))
+    checked = with_seen(winner, seen, seen.latency)
+    statements = (
+        files,
+        _onnx(seen),
+        _accuracy(winner, seen, tolerance),
+        _latency(checked, seen.latency),
+        *_sizes(winner, seen),
+    )
+    return VerifyResult(winner=checked, target=target, statements=statements)
+
+
+def with_seen(winner: Winner, seen: Seen, latency: TargetResult) -> Winner:
+    """Return the manifest with test accuracy and latency as they were measured."""
+    accuracy = replace(winner.accuracy, test=seen.test, test_images=seen.test_images)
+    known = winner.on(latency.target)
+    row = replace(latency, predicted_ms=known.predicted_ms if known else None)
+    others = [row if old.target == row.target else old for old in winner.targets]
+    targets = tuple(others) if known else (*winner.targets, row)
+    return replace(winner, accuracy=accuracy, targets=targets)
+
+
+def chance(promised: float, search_images: int, test_images: int) -> float:
+    """Return three standard errors of the difference of two accuracies on so many images.
+
+    Where the number of search images is not known it is taken to be that of test. One more right
+    and one more wrong answer are counted (Agresti and Caffo), or 100 % would allow nothing.
+    """
+    search_images = search_images or test_images
+    share = (promised * search_images + 1) / (search_images + 2)
+    return STANDARD_ERRORS * math.sqrt(share * (1 - share) * (1 / search_images + 1 / test_images))
+
+
+# ---------------------------------------------------------------- statements
+def _files(seen: Seen) -> Statement:
+    if seen.changed_files:
+        names = ", ".join(seen.changed_files)
+        text = f"{names}: not the file that was exported (missing or changed); nothing was measured"
+        return Statement(about="files", text=text, is_kept=False)
+    return Statement(about="files", text="files are as they were exported", is_kept=True)
+
+
+def _onnx(seen: Seen) -> Statement:
+    if seen.onnx_error is None:
+        text = "the scores of the ONNX file and the reloaded timm folder cannot be compared"
+        return Statement(about="onnx", text=text, is_kept=False)
+    kept = seen.onnx_error <= ONNX_TOLERANCE
+    text = f"the ONNX file and the reloaded timm folder differ by {seen.onnx_error:.1e}"
+    text += "" if kept else f", but only {ONNX_TOLERANCE:.0e} is allowed"
+    return Statement(about="onnx", text=text, is_kept=kept)
+
+
+def _accuracy(winner: Winner, seen: Seen, tolerance: float | None) -> Statement:
+    promised = winner.accuracy.search
+    if tolerance is None:
+        tolerance = chance(promised, winner.accuracy.search_images, seen.test_images)
+    kept = seen.test >= promised - tolerance
+    text = (
+        f"test accuracy {100 * seen.test:.1f} % of {seen.test_images} images against "
+        f"{100 * promised:.1f} % on search, {100 * tolerance:.1f} points less allowed"
+    )
+    return Statement(about="accuracy", text=text, is_kept=kept)
+
+
+def _latency(winner: Winner, latency: TargetResult) -> Statement:
+    budget = winner.latency_budget_ms(latency.target)
+    upper = latency.upper_ms
+    assert latency.measured_ms is not None and upper is not None
+    text = f"{latency.measured_ms:.4g} ms (up to {upper:.4g}, grade {latency.grade})"
+    text += f" on {latency.target}"
+    if budget is None:
+        promised = ", ".join(metric for metric in winner.budgets if metric.startswith(LATENCY))
+        text += f"; no latency was promised there (promised: {promised or 'none'})"
+        return Statement(about=LATENCY, text=text, is_kept=None)
+    share = upper / budget
+    use = latency.measured_ms / budget
+    verdict = f"met, {100 * use:.0f} % of it used" if share <= 1 else f"over by {_over(share)}"
+    return Statement(
+        about=LATENCY, text=f"{text} against a budget of {budget:.4g} ms: {verdict}",
+        is_kept=share <= 1,
+    )  # fmt: skip
+
+
+def _over(share: float) -> str:
+    return f"{100 * (share - 1):.1f} %" if share >= 1.001 else "less than 0.1 %"
+
+
+def _sizes(winner: Winner, seen: Seen) -> list[Statement]:
+    """Return the promises of size; that of parameters is counted in the reloaded network."""
+    blocks = parse_network(winner.blocks)
+    sizes = {
+        "params": seen.params,
+        "bytes": 4 * seen.params,
+        "macs": sum(block.macs for block in blocks),
+    }
+    rows = []
+    for metric, size in sizes.items():
+        if metric in winner.budgets:
+            budget = winner.budgets[metric]
+            verdict = "met" if size <= budget else f"over by {_over(size / budget)}"
+            text = f"{size:,} {metric} against a budget of {budget:,.0f}: {verdict}"
+            rows.append(Statement(about=metric, text=text, is_kept=size <= budget))
+    return rows

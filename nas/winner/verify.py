@@ -1,0 +1,284 @@
+"""Whether a winner keeps its promise, found out by a fresh process that has only its folder.
+
+The child (`python -c CHILD`) reads one JSON request from stdin, answers with one JSON object on
+stdout and reports progress as JSON lines on stderr. This is the one place where test images are
+opened.
+"""
+
+import collections
+import json
+import math
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from nas import errors, network
+from nas.data import Split, eval_batches, load_test
+from nas.errors import ConfigError, CorruptFile, DeviceError, NasError
+from nas.files import into, to_plain, write_atomic
+from nas.latency.measure import ProfileConfig, measure_networks
+from nas.manifest import TargetResult, Winner
+from nas.target import Target
+from nas.winner import card
+from nas.winner.compare import network_scores, onnx_scores, relative_error
+from nas.winner.promise import Seen, VerifyResult, judge
+
+# not `-m nas.winner.verify`: that would import this file twice, once as nas.winner.verify
+CHILD = "from nas.winner.verify import main; main()"
+ONNX, NAME = "model.onnx", "the winner"
+COMPARED_IMAGES = 32
+BATCH_SIZE = 256
+LAST_WORDS = 5  # lines of the child's stderr that go into an error
+
+Progress = Callable[[int, int, str], None]
+
+
+def silent(done: int, total: int, text: str) -> None:
+    """Report no progress."""
+
+
+def verify(
+    folder: Path | str,
+    *,
+    target: Target,
+    data_name: str | None = None,
+    config: ProfileConfig | None = None,
+    tolerance: float | None = None,
+    progress: Progress = silent,
+    timeout_s: float = 600.0,
+) -> VerifyResult:
+    """Check a winner's folder in a fresh process; put what was measured into winner.json.
+
+    Files, accuracy on the test split, agreement of the ONNX file with the network, latency of the
+    ONNX file on the target, sizes: all of the folder as it lies there. Where files have changed
+    nothing is measured nor written. The README's table is renewed with winner.json.
+
+    Args:
+        folder: What `export` wrote.
+        target: What to time it on; must be this machine's.
+        data_name: The data set whose test split is scored; by default the winner's.
+        config: How carefully to time.
+        tolerance: See `judge`.
+        progress: Told (done, total, text).
+        timeout_s: How long the process may say nothing.
+
+    Returns:
+        Each promise and whether it is kept; `raise_if_broken` makes an error of it.
+
+    Raises:
+        CorruptFile: winner.json is missing or damaged, or the exported files cannot be loaded.
+        ConfigError: no data set is named, or it has other classes than the winner.
+        UnreliableTiming: the machine is too busy to time anything.
+        DeviceError: the target is not this machine's, or the process crashed or hung.
+    """
+    folder = Path(folder)
+    winner = Winner.load(folder)
+    name = data_name or winner.data
+    if not name:
+        raise ConfigError(f"{folder}/winner.json names no data set; say which one to score.")
+    changed = winner.changed_files(folder) if winner.files else (ONNX,)
+    if changed:
+        return judge(winner, Seen(changed_files=changed), target.id)
+    request = {
+        "folder": os.path.abspath(folder),
+        "target": target.to_json(),
+        "data": name,
+        "config": to_plain(config or ProfileConfig()),
+    }
+    plain = _ask_child(request, progress, timeout_s)
+    seen = into(Seen, plain, source="the verifying process", error=DeviceError)
+    result = judge(winner, seen, target.id, tolerance=tolerance)
+    if result.winner != winner:
+        result.winner.save(folder)
+        _renew_card(folder, result.winner)
+    return result
+
+
+def _renew_card(folder: Path, winner: Winner) -> None:
+    path = folder / "README.md"
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        write_atomic(path, card.update(text, winner))
+
+
+# ---------------------------------------------------------------- the parent's side
+def _ask_child(request: dict[str, Any], progress: Progress, timeout_s: float) -> Any:
+    """Return the child's answer, or raise the error it met as the error it is."""
+    with tempfile.TemporaryFile() as answer:
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD],
+            stdin=subprocess.PIPE,
+            stdout=answer,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the parent, which ends the child
+        )
+        try:
+            words = _follow(child, json.dumps(request).encode(), progress, timeout_s)
+        finally:
+            child.kill()  # does nothing to one that has ended
+            code = child.wait()
+            for stream in (child.stdin, child.stderr):
+                assert stream is not None
+                stream.close()
+        answer.seek(0)
+        raw = answer.read()
+    try:
+        message = json.loads(raw)
+    except ValueError:
+        reason = f"with signal {-code}" if code < 0 else f"with code {code}"
+        raise DeviceError(
+            f"the verifying process ended {reason} and no answer. Its last words: "
+            f"{' | '.join(words) or 'none'}"
+        ) from None
+    if "seen" in message:
+        return message["seen"]
+    kind = getattr(errors, str(message["error"]), NasError)
+    raise kind(message["text"])
+
+
+def _follow(
+    child: "subprocess.Popen[bytes]", request: bytes, progress: Progress, timeout_s: float
+) -> list[str]:
+    """Send the request, hand progress on until the child is silent for good; its last words."""
+    assert child.stdin is not None and child.stderr is not None
+    try:
+        child.stdin.write(request)
+        child.stdin.close()
+    except OSError:
+        pass  # it ended already; what it said tells why
+    words: collections.deque[str] = collections.deque(maxlen=LAST_WORDS)
+    buffer = b""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if not select.select([child.stderr], [], [], max(0, deadline - time.monotonic()))[0]:
+            raise DeviceError(
+                f"the verifying process said nothing for {timeout_s:.0f} s and was ended. "
+                f"Its last words: {' | '.join(words) or 'none'}"
+            )
+        chunk = os.read(child.stderr.fileno(), 1 << 16)
+        if not chunk:
+            return list(words)
+        deadline = time.monotonic() + timeout_s
+        *lines, buffer = (buffer + chunk).split(b"\n")
+        for line in lines:
+            step = _progress_line(line)
+            if step is not None:
+                progress(*step)
+            elif line.strip():
+                words.append(line.decode(errors="replace").strip())
+
+
+def _progress_line(line: bytes) -> tuple[int, int, str] | None:
+    try:
+        done, total, text = json.loads(line)["progress"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return int(done), int(total), str(text)
+
+
+# ---------------------------------------------------------------- the child's side
+def examine(folder: Path, data_name: str, progress: Progress = silent) -> Seen:
+    """Look at a winner's folder as a stranger would, all but its latency.
+
+    Args and errors are those of `verify`.
+    """
+    progress(0, 1, "loading the exported network")
+    model = _load(folder)
+    test = load_test(
+        data_name, image_size=model.pretrained_cfg["input_size"][-1], progress=progress
+    )
+    accuracy = _accuracy(model, test, progress)
+    images, _ = next(eval_batches(test, _Shown.of(model), batch_size=COMPARED_IMAGES))
+    error = relative_error(onnx_scores(folder / ONNX, images), network_scores(model, images))
+    return Seen(
+        test=accuracy,
+        test_images=len(test),
+        onnx_error=error if math.isfinite(error) else None,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def measure(
+    folder: Path, target: Target, config: ProfileConfig, progress: Progress = silent
+) -> TargetResult:
+    """Return the latency of the exported ONNX file; of one made anew for another batch than 1."""
+    with tempfile.TemporaryDirectory(prefix="nas-verify-") as scratch:
+        onnx = folder / ONNX
+        if target.batch != 1:
+            onnx = network.to_onnx(_load(folder), Path(scratch) / ONNX, batch=target.batch)
+        timing = measure_networks({NAME: onnx}, target, config, progress=progress)[NAME]
+    return TargetResult(
+        target=target.id,
+        measured_ms=timing.median_ms,
+        ci_high_ms=timing.ci_high_ms,
+        p95_ms=timing.p95,
+        grade=timing.grade,
+    )
+
+
+def _load(folder: Path) -> Any:  # Any: a timm model, of whatever class
+    """Return the network as the README says to load it; importing nas.network registered ours."""
+    try:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except Exception as error:  # timm, torch and safetensors each have their own
+        raise CorruptFile(
+            f"timm cannot load {folder}: {error}. Export the winner again."
+        ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """The normalisation that the exported configuration tells a stranger to use."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, model: Any) -> "_Shown":
+        config = model.pretrained_cfg
+        return cls(mean=tuple(config["mean"]), std=tuple(config["std"]))
+
+
+def _accuracy(model: Any, test: Split, progress: Progress) -> float:
+    """Return the share of test images that the network gets right."""
+    if int(test.labels.max()) >= model.num_classes:
+        raise ConfigError(
+            f"the winner knows {model.num_classes} classes, but the test split has a label "
+            f"{int(test.labels.max())}. Name the data set it was trained on."
+        )
+    right = done = 0
+    for images, labels in eval_batches(test, _Shown.of(model), batch_size=BATCH_SIZE):
+        right += int((network_scores(model, images).argmax(dim=1) == labels).sum())
+        done += len(labels)
+        progress(done, len(test), "scoring test images")
+    return right / len(test)
+
+
+def main() -> None:
+    """Serve the one request on stdin."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not look like an answer
+    request = json.load(sys.stdin)
+
+    def progress(done: int, total: int, text: str) -> None:
+        sys.stderr.write(json.dumps({"progress": [done, total, text]}) + "\n")
+
+    try:
+        folder, target = Path(request["folder"]), Target.from_json(request["target"])
+        config = into(ProfileConfig, request["config"], source="config")
+        seen = examine(folder, request["data"], progress)
+        seen = replace(seen, latency=measure(folder, target, config, progress))
+        answer = {"seen": to_plain(seen)}
+    except NasError as error:
+        answer = {"error": type(error).__name__, "text": str(error)}
+    answers.write(json.dumps(answer, allow_nan=False))
+    answers.close()
