@@ -25,7 +25,7 @@ from nas import errors, network
 from nas.data import Split, eval_batches, load_test
 from nas.errors import ConfigError, CorruptFile, DeviceError, NasError
 from nas.files import into, to_plain, write_atomic
-from nas.latency.measure import ProfileConfig, measure_networks
+from nas.latency import ProfileConfig, measure_networks
 from nas.manifest import TargetResult, Winner
 from nas.target import Target
 from nas.winner import card

@@ -83,7 +83,7 @@ def content(*, trials: int = 40, networks: int = 10, **changes: Any) -> ReportIn
         "feasible_sample": 1000,
         "versions": {"torch": "2.14.1"},
         "machine": {"processor": "A CPU"},
-        "commands": (Command(text="nas run --seed 0", purpose="All of it"),),
+        "commands": (Command(text="nas run --seed 0", purpose="do all of it again"),),
     }
     return ReportInput(**{**values, **changes})
 
@@ -130,6 +130,7 @@ def test_the_page_says_what_was_promised_and_what_was_measured(tmp_path: Path) -
         "our table 1.0 % (1.0 %)",
         "sum of isolated parts 10.0 % (10.0 %)",
         "line through MACs",
+        "Do all of it again",
         "nas run --seed 0",
         "2.14.1",
         *winner.blocks,

@@ -19,7 +19,7 @@ from PIL import Image
 from nas import data, network
 from nas.errors import BrokenPromise, ConfigError, CorruptFile, DeviceError, UnreliableTiming
 from nas.files import digest_file
-from nas.latency.measure import ProfileConfig
+from nas.latency import ProfileConfig
 from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
 from nas.space import SearchSpace
 from nas.target import Target
