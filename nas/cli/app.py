@@ -1,0 +1,48 @@
+"""The command line: parses, calls one function of the pipeline, prints. It holds no logic."""
+
+import typer
+
+from nas.cli import inspect, stages, whole
+
+HELP = """
+Find the most accurate vision network that meets a latency budget on YOUR device.
+
+One supernet is trained once; a latency table is measured per device; a search picks networks
+under a hard budget; the winner is distilled, exported for timm and ONNX, and measured again.
+
+Start with `nas quickstart`. Every stage can be stopped and continued with --resume.
+
+Exit codes: 0 ok, 1 failure, 2 usage or configuration, 3 nothing meets the budget, 4 timing
+unreliable, 5 device or runtime unavailable, 6 corrupt file, 7 a verified promise is broken,
+75 try again, 130/143 stopped by a signal after saving.
+"""
+
+app = typer.Typer(
+    name="nas",
+    help=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+space_app = typer.Typer(help="List the search spaces, or show one.", no_args_is_help=True)
+
+app.command()(whole.quickstart)
+app.command()(whole.run)
+app.add_typer(space_app, name="space")
+space_app.command("list")(inspect.space_list)
+space_app.command("show")(inspect.space_show)
+app.command()(stages.profile)
+app.command()(stages.train)
+app.command()(stages.search)
+app.command()(inspect.studies)
+app.command()(stages.distill)
+app.command()(stages.export)
+app.command()(stages.verify)
+app.command()(stages.report)
+app.command()(inspect.doctor)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,50 @@
+"""The flags that several verbs share, with their help texts."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; results only.")]
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="More log; -vv all.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where this run stopped.")]
+RunFolder = Annotated[Path, typer.Option("--run", help="The run's folder, usually runs/NAME.")]
+Seed = Annotated[int | None, typer.Option(help="Every random choice follows from this number.")]
+Space = Annotated[
+    str | None, typer.Option(help="A shipped space (`nas space list`) or a YAML file.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="digits (built in), folder:DIR (train/CLASS/*, val/CLASS/*), a timm name."),
+]
+ImageSize = Annotated[int | None, typer.Option(help="Side in pixels; the space's by default.")]
+TargetName = Annotated[
+    str | None,
+    typer.Option("--target", help="RUNTIME,PRECISION,bBATCH,tTHREADS on this machine."),
+]
+Table = Annotated[str | None, typer.Option("--table", help="A latency table to use or to write.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--latency-budget",
+        help="A time (5ms, 800us) or a share of the largest network's measured latency (50%).",
+    ),
+]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option("--budget", help="A further hard budget, e.g. params=3M; may be repeated."),
+]
+Name = Annotated[str | None, typer.Option("--name", help="The study's name; the run's by default.")]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Study database URL; NAS_STORAGE or sqlite:///runs/nas.db by default."),
+]
+Evaluations = Annotated[int | None, typer.Option(help="How many architectures to evaluate.")]
+Sampler = Annotated[str | None, typer.Option(help="tpe, nsga2 or random.")]
+Winners = Annotated[int | None, typer.Option(help="How many networks to leave behind.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as key.sub=value, e.g. train.lr=0.002; see config.yaml."),
+]

@@ -1,0 +1,200 @@
+"""Verbs of one stage each: profile, train, search, distill, export, verify, report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli import flags
+from nas.cli.console import Options, emit, guarded, progress
+from nas.cli.words import changes, go_on
+
+DEFAULT_RUN = Path("runs/default")
+
+
+def profile(
+    run: flags.RunFolder = DEFAULT_RUN,
+    space: flags.Space = None,
+    data: flags.Data = None,
+    image_size: flags.ImageSize = None,
+    target: flags.TargetName = None,
+    table: flags.Table = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be measured and how long it takes.")
+    ] = False,
+    resume: flags.Resume = False,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = 0,
+    debug: flags.Debug = False,
+    overrides: flags.Overrides = None,
+) -> None:
+    """Measure the latency of every part a space needs, on this machine, into a table.
+
+    The table is one JSON file per device and runtime (runs/tables/ by default) that any space
+    adds to; what it holds already is not measured again.
+    """
+    options = Options(json, quiet, verbose, debug, go_on("profile", run))
+    with guarded(options):
+        from nas import pipeline
+
+        flagged = {
+            "space": space, "data": data, "image_size": image_size, "target": target,
+            "table": table,
+        }  # fmt: skip
+        config = pipeline.config_of(run, changes(flagged, overrides), begin=True)
+        with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
+            work = pipeline.plan_profile if dry_run else pipeline.profile
+            result = work(opened)
+        emit(result.to_json(), result.text(), options)
+
+
+def train(
+    run: flags.RunFolder = DEFAULT_RUN,
+    space: flags.Space = None,
+    data: flags.Data = None,
+    image_size: flags.ImageSize = None,
+    seed: flags.Seed = None,
+    resume: flags.Resume = False,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = 0,
+    debug: flags.Debug = False,
+    overrides: flags.Overrides = None,
+) -> None:
+    """Train the supernet of a space once, for every device and budget.
+
+    Checkpoints are kept in the run's folder; after a stop, --resume ends with the same weights.
+    """
+    options = Options(json, quiet, verbose, debug, go_on("train", run))
+    with guarded(options):
+        from nas import pipeline
+
+        flagged = {"space": space, "data": data, "image_size": image_size, "seed": seed}
+        config = pipeline.config_of(run, changes(flagged, overrides), begin=True)
+        with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
+            opened.refuse_repeat("train")
+            result = pipeline.train(opened)
+        emit(result.to_json(), result.text(), options)
+
+
+def search(
+    run: flags.RunFolder = DEFAULT_RUN,
+    latency_budget: flags.Budget = None,
+    budget: flags.Budgets = None,
+    name: flags.Name = None,
+    evaluations: flags.Evaluations = None,
+    sampler: flags.Sampler = None,
+    winners: flags.Winners = None,
+    target: flags.TargetName = None,
+    table: flags.Table = None,
+    seed: flags.Seed = None,
+    storage: flags.Storage = None,
+    resume: flags.Resume = False,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = 0,
+    debug: flags.Debug = False,
+    overrides: flags.Overrides = None,
+) -> None:
+    """Search the trained supernet for the best networks under a hard budget.
+
+    Needs `nas train` and, for the target, a table (`nas profile`). The study is kept in a
+    database anyone can query; the best candidates are measured whole before one is chosen.
+    """
+    options = Options(json, quiet, verbose, debug, go_on("search", run))
+    with guarded(options):
+        from nas import pipeline
+
+        flagged = {
+            "latency_budget": latency_budget, "budgets": budget, "study": name,
+            "evaluations": evaluations, "sampler": sampler, "winners": winners,
+            "target": target, "table": table, "seed": seed, "storage": storage,
+        }  # fmt: skip
+        config = pipeline.config_of(run, changes(flagged, overrides), begin=False)
+        with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
+            opened.refuse_repeat(f"search/{pipeline.study_name(opened)}")
+            result = pipeline.search(opened)
+        emit(result.to_json(), result.text(), options)
+
+
+def distill(
+    run: flags.RunFolder = DEFAULT_RUN,
+    name: flags.Name = None,
+    resume: flags.Resume = False,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = 0,
+    debug: flags.Debug = False,
+    overrides: flags.Overrides = None,
+) -> None:
+    """Train the chosen candidates of a search on their own, taught by a teacher."""
+    options = Options(json, quiet, verbose, debug, go_on("distill", run))
+    with guarded(options):
+        from nas import pipeline
+
+        config = pipeline.config_of(run, changes({"study": name}, overrides), begin=False)
+        with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
+            result = pipeline.distill(opened)
+        emit(result.to_json(), result.text(), options)
+
+
+def export(
+    run: flags.RunFolder = DEFAULT_RUN,
+    name: flags.Name = None,
+    resume: flags.Resume = False,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = 0,
+    debug: flags.Debug = False,
+) -> None:
+    """Write the distilled candidates as folders that timm and ONNX Runtime load."""
+    options = Options(json, quiet, verbose, debug, go_on("export", run))
+    with guarded(options):
+        from nas import pipeline
+
+        config = pipeline.config_of(run, changes({"study": name}, None), begin=False)
+        with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
+            result = pipeline.export(opened)
+        emit(result.to_json(), result.text(), options)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A winner's folder, runs/NAME/winners/ID.")],
+    target: flags.TargetName = None,
+    data: flags.Data = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = 0,
+    debug: flags.Debug = False,
+) -> None:
+    """Check a winner in a fresh process: its files, its test accuracy, its measured latency.
+
+    Exits with 7 if a promise in winner.json is broken on this machine.
+    """
+    options = Options(json, quiet, verbose, debug)
+    with guarded(options):
+        from nas import pipeline
+
+        result = pipeline.verify_folder(folder, target=target, data=data)
+        emit(result.to_json(), result.text(), options)
+        result.raise_if_broken()
+
+
+def report(
+    run: flags.RunFolder = DEFAULT_RUN,
+    name: flags.Name = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = 0,
+    debug: flags.Debug = False,
+) -> None:
+    """Write report/index.html: the front with the budget, predicted against measured latency."""
+    options = Options(json, quiet, verbose, debug)
+    with guarded(options):
+        from nas import pipeline
+
+        config = pipeline.config_of(run, changes({"study": name}, None), begin=False)
+        with pipeline.Run.open(run, config, resume=True, progress=progress(options)) as opened:
+            result = pipeline.report(opened)
+        emit(result.to_json(), result.text(), options)

@@ -1,0 +1,19 @@
+"""From flags to settings: `key=value` words, and the command that goes on after a stop."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def changes(flagged: Mapping[str, Any], overrides: Sequence[str] | None) -> list[str]:
+    """Return flags that were given, then overrides, as `key=value` words."""
+    given = [f"{key}={json.dumps(value)}" for key, value in flagged.items() if value is not None]
+    return [*given, *(overrides or ())]
+
+
+def go_on(verb: str, run: Path) -> list[str]:
+    """Return the command that continues this one: the same words with --resume."""
+    words = sys.argv[1:] if len(sys.argv) > 1 else [verb, "--run", str(run)]
+    return ["nas", *words, *([] if "--resume" in words else ["--resume"])]

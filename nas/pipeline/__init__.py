@@ -1,0 +1,30 @@
+"""The stages of the whole job and the folder they share; `whole.py` says them in order."""
+
+from nas.pipeline.candidates import search, study_name
+from nas.pipeline.config import RunConfig, preset
+from nas.pipeline.config import load as load_config
+from nas.pipeline.doctor import doctor
+from nas.pipeline.prepare import plan_profile, profile, train
+from nas.pipeline.report import report
+from nas.pipeline.run import Run, config_of
+from nas.pipeline.whole import run_all
+from nas.pipeline.winners import distill, export, verify_folder
+
+__all__ = [
+    "Run",
+    "RunConfig",
+    "config_of",
+    "distill",
+    "doctor",
+    "export",
+    "load_config",
+    "plan_profile",
+    "preset",
+    "profile",
+    "report",
+    "run_all",
+    "search",
+    "study_name",
+    "train",
+    "verify_folder",
+]

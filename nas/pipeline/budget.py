@@ -1,0 +1,132 @@
+"""Budgets in numbers: what "50%" means here, whether anything meets it, how hard it is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nas.errors import ConfigError, InfeasibleBudget
+from nas.pipeline.config import RunConfig
+from nas.search import parse_budgets, parse_latency
+from nas.seeds import stage_seed
+from nas.space import Architecture, SearchSpace
+from nas.study import describe_cost, latency_metric
+
+RANDOM_DRAWS = 20_000
+SWEEPS = 20
+
+Codes = npt.NDArray[np.int64]
+Costs = npt.NDArray[np.float64]
+Pricer = Callable[[Codes], Costs]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """The hard budgets of a search: a latency in ms on one target, and any further ones."""
+
+    latency_ms: float
+    metric: str
+    others: Mapping[str, float]
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """All budgets by metric."""
+        return {self.metric: self.latency_ms, **self.others}
+
+
+def resolve(config: RunConfig, *, target_id: str, largest_ms: float) -> Budget:
+    """Return the budgets of a configuration; a share is of the largest network's measured latency.
+
+    Raises:
+        ConfigError: not a time with its unit, nor a share of 0 to 100 %.
+    """
+    text = config.latency_budget.strip()
+    if text.endswith("%"):
+        try:
+            share = float(text[:-1]) / 100
+        except ValueError:
+            share = 0.0
+        if not 0 < share <= 1:
+            raise ConfigError(f"a share must be above 0% and at most 100%, but is {text!r}.")
+        latency_ms = share * largest_ms
+    else:
+        latency_ms = parse_latency(text)
+    others = parse_budgets(config.budgets)
+    return Budget(latency_ms=latency_ms, metric=latency_metric(target_id), others=others)
+
+
+def pricers(space: SearchSpace, latency: Pricer, *, target_id: str) -> dict[str, Pricer]:
+    """Return the pricer of every metric a budget may name: latency, params, macs, bytes."""
+    return {
+        latency_metric(target_id): latency,
+        "params": space.pricer(lambda block: float(block.params)),
+        "macs": space.macs_pricer(),
+        "bytes": space.pricer(lambda block: float(block.bytes)),
+    }
+
+
+def cheapest(space: SearchSpace, price: Pricer) -> tuple[Architecture, float]:
+    """Return the architecture of lowest price and that price.
+
+    Goes down from the smallest network by the best change of one gene at a time; prices are sums
+    over blocks, so only genes that act together could hide a cheaper one.
+    """
+    options = np.array([len(values) for values in space.genes().values()])
+    best = space.encode([space.choice(space.smallest())])[0]
+    lowest = float(price(best[None, :])[0])
+    for _ in range(SWEEPS):
+        around = _neighbours(best, options)
+        prices = price(around)
+        place = int(np.argmin(prices))
+        if prices[place] >= lowest:
+            break
+        best, lowest = around[place], float(prices[place])
+    return space.architecture(space.decode(best[None, :])[0]), lowest
+
+
+def _neighbours(row: Codes, options: Codes) -> Codes:
+    """Return every row that differs from `row` in one gene."""
+    rows = []
+    for gene, count in enumerate(options):
+        for code in range(count):
+            if code != row[gene]:
+                rows.append(row.copy())
+                rows[-1][gene] = code
+    return np.array(rows).reshape(-1, len(options))
+
+
+def feasible_share(space: SearchSpace, prices: Mapping[str, Pricer], budget: Budget) -> float:
+    """Return the share of 20,000 uniformly drawn architectures that meet every budget."""
+    options = [len(values) for values in space.genes().values()]
+    rng = np.random.default_rng(stage_seed(0, "feasible-share"))
+    codes = rng.integers(0, options, size=(RANDOM_DRAWS, len(options)))
+    meets = np.ones(len(codes), dtype=bool)
+    for metric, limit in budget.limits.items():
+        meets &= prices[metric](codes) <= limit
+    return float(meets.mean())
+
+
+def check_reachable(space: SearchSpace, prices: Mapping[str, Pricer], budget: Budget) -> None:
+    """Raise InfeasibleBudget if even the cheapest architecture is over one of the budgets."""
+    for metric, limit in budget.limits.items():
+        if metric not in prices:
+            known = ", ".join(prices)
+            raise ConfigError(f"a budget is on one of {known}, but {metric!r} was given.")
+        architecture, lowest = cheapest(space, prices[metric])
+        if lowest > limit:
+            raise InfeasibleBudget(
+                f"nothing in {space.name} meets {metric} <= {describe_cost(metric, limit)}: the "
+                f"lowest here is {describe_cost(metric, lowest)} "
+                f"(architecture {architecture.id}). Raise the budget, or choose a smaller space "
+                "or image size.",
+                metric=metric,
+                budget=limit,
+                smallest=lowest,
+            )
+
+
+def costs_of(prices: Mapping[str, Pricer], codes: Codes) -> dict[str, Any]:
+    """Return {metric: costs (n,)} of codes (n, genes)."""
+    return {metric: price(codes) for metric, price in prices.items()}

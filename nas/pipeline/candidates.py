@@ -1,0 +1,212 @@
+"""The search stage: evaluate architectures under the budget, measure the best ones whole."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nas.errors import ConfigError, InfeasibleBudget
+from nas.latency import Timing, measure_networks
+from nas.network import build, to_onnx
+from nas.pipeline import budget as budgets
+from nas.pipeline.budget import Budget
+from nas.pipeline.materials import Materials
+from nas.pipeline.outcome import Outcome, rows
+from nas.pipeline.run import Progress, Run
+from nas.search import SearchOptions
+from nas.search import run as run_search
+from nas.seeds import stage_seed
+from nas.space import Architecture
+from nas.study import Study, Trial
+from nas.supernet import score
+
+# How far a candidate's price is from the middle of the level searched, as a share of the budget.
+OFF_LEVEL = "off_level"
+MEASURED_AT_ONCE = 4
+MOST_STUDIES = 1000
+
+
+def study_name(run: Run) -> str:
+    """Return the name of this run's study: the one asked for, or the folder's."""
+    return run.config.study or run.folder.resolve().name
+
+
+def search(run: Run, materials: Materials | None = None) -> Outcome:
+    """Search under the budget, then measure the best candidates whole, in order.
+
+    Raises:
+        InfeasibleBudget: nothing in the space meets the budget, or no candidate did when measured.
+        ConfigError: a stage this one needs is missing.
+    """
+    materials = materials or Materials(run)
+    name = study_name(run)
+
+    def work(progress: Progress) -> dict[str, Any]:
+        return _search(run, materials, name, progress)
+
+    result = run.stage(f"search/{name}", work)
+    lines = [
+        *rows(
+            {
+                "study": f"{result['study']} ({result['evaluated']} candidates evaluated)",
+                "budget": f"{result['budget_ms']:.4g} ms on {materials.target.id}",
+                "random networks that meet it": f"{result['feasible_share']:.1%}",
+                "measured whole": f"{len(result['measured'])}, "
+                f"{len(result['chosen'])} meet the budget",
+            }
+        )
+    ]
+    return Outcome(values=result, lines=tuple(lines))
+
+
+def _search(run: Run, materials: Materials, name: str, progress: Progress) -> dict[str, Any]:
+    profiled = run.result("profile", make_with="profile")
+    trained = run.result("train", make_with="train")
+    config, space, data = run.config, materials.space, materials.data
+    target_id = materials.target.id
+    budget = budgets.resolve(config, target_id=target_id, largest_ms=profiled["largest_ms"])
+    prices = budgets.pricers(space, materials.table.pricer(space), target_id=target_id)
+    budgets.check_reachable(space, prices, budget)
+    middle = (1 - config.margin + config.least_use) / 2
+    half = (1 - config.margin - config.least_use) / 2
+    limits = {**budget.limits, OFF_LEVEL: half}
+    supernet = materials.supernet
+
+    def price(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        costs = budgets.costs_of(prices, space.encode(choices))
+        costs[OFF_LEVEL] = abs(costs[budget.metric] / budget.latency_ms - middle)
+        return costs
+
+    def evaluate(choice: Mapping[str, Any]) -> dict[str, float]:
+        found = score(supernet, space.architecture(choice), data)
+        return {"accuracy": found.accuracy, "loss": found.loss}
+
+    def describe(choice: Mapping[str, Any]) -> dict[str, Any]:
+        architecture = space.architecture(choice)
+        return {"architecture": architecture.to_json(), "architecture_id": architecture.id}
+
+    study = _study(
+        name,
+        named=bool(config.study),
+        storage=config.storage,
+        attrs={
+            "space": space.name,
+            "space_digest": space.digest,
+            "targets": [target_id],
+            "table_digests": {target_id: materials.table.digest},
+            "supernet_digest": trained["digest"],
+            "data_digest": data.digest,
+            "settings": config.reads("search"),
+        },
+    )
+    run_search(
+        space.genes(),
+        evaluate,
+        price,
+        limits,
+        evaluations=config.evaluations,
+        seed=stage_seed(config.seed, "search"),
+        options=SearchOptions(
+            sampler=config.sampler,
+            complete=lambda choice, level: space.choice(space.architecture(choice)),
+            key=lambda choice: space.architecture(choice).id,
+            describe=describe,
+            progress=progress,
+        ),
+        study=study,
+    )
+    measured = list(measure_best(run, materials, study, budget, progress))
+    chosen = [row["trial"] for row in measured if row["meets"]]
+    if not chosen:
+        fastest = min(measured, key=lambda row: float(row["ci_high_ms"]))
+        raise InfeasibleBudget(
+            f"none of the {len(measured)} best candidates meets {budget.latency_ms:.4g} ms when "
+            f"measured whole; the fastest takes {fastest['ci_high_ms']:.4g} ms. "
+            "Profile again on a quiet machine, or raise margin.",
+            metric=budget.metric,
+            budget=budget.latency_ms,
+            smallest=float(fastest["ci_high_ms"]),
+        )
+    return {
+        "study": study.name,
+        "storage": study.url,
+        "evaluated": len(study.trials),
+        "ended": study.ended,
+        "budget_ms": budget.latency_ms,
+        "budgets": budget.limits,
+        "feasible_share": budgets.feasible_share(space, prices, budget),
+        "feasible_sample": budgets.RANDOM_DRAWS,
+        "measured": measured,
+        "chosen": chosen,
+    }
+
+
+def _study(name: str, *, named: bool, storage: str | None, attrs: Mapping[str, Any]) -> Study:
+    """Return the study of this name to go on with; a run's own gets a number if that is taken."""
+    for number in range(2, MOST_STUDIES):
+        try:
+            return Study.resume(name, storage=storage, attrs=attrs)
+        except ConfigError:
+            if named:
+                raise
+            name = f"{name.rpartition('-')[0] if number > 2 else name}-{number}"
+    return Study.resume(name, storage=storage, attrs=attrs)
+
+
+def by_loss(trials: Sequence[Trial]) -> list[Trial]:
+    """Return complete trials, the lowest cross-entropy on the search split first.
+
+    Ranking by loss is steadier than by accuracy, which ties on small splits.
+    """
+    complete = [trial for trial in trials if trial.is_complete]
+    return sorted(complete, key=lambda t: (t.loss if t.loss is not None else 0.0, t.number))
+
+
+def measure_best(
+    run: Run, materials: Materials, study: Study, budget: Budget, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """Measure the best candidates whole, a few at a time, until enough meet the budget.
+
+    Yields a row a candidate: trial, architecture, predicted and measured ms, whether the upper
+    end of the interval of its median meets the budget.
+    """
+    config = run.config
+    waiting = by_loss(study.trials)[: config.candidates]
+    met = 0
+    while waiting and met < config.winners:
+        batch, waiting = waiting[:MEASURED_AT_ONCE], waiting[MEASURED_AT_ONCE:]
+        timings = _measure(materials, batch, progress)
+        for trial in batch:
+            timing = timings[str(trial.number)]
+            is_met = timing.ci_high_ms <= budget.latency_ms
+            row = {
+                "trial": trial.number,
+                "architecture_id": trial.architecture_id,
+                "accuracy": trial.accuracy,
+                "predicted_ms": trial.costs[budget.metric],
+                "measured_ms": timing.median_ms,
+                "ci_high_ms": timing.ci_high_ms,
+                "grade": timing.grade,
+                "meets": is_met,
+            }
+            study.record_measurement(
+                trial.number, materials.target.id, "latency_ms", timing.median_ms,
+                timing.ci_high_ms,
+            )  # fmt: skip
+            met += is_met
+            yield row
+
+
+def _measure(materials: Materials, batch: Sequence[Trial], progress: Progress) -> dict[str, Timing]:
+    """Return {trial number: timing} of networks with random weights: latency does not see them."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {}
+        for trial in batch:
+            architecture = Architecture.from_json(trial.architecture)
+            path = Path(folder) / f"{trial.number}.onnx"
+            to_onnx(build(materials.space.blocks(architecture)).eval(), path)
+            paths[str(trial.number)] = path
+        timings: dict[str, Timing] = measure_networks(
+            paths, materials.target, materials.run.config.profile, progress=progress
+        )
+    return timings

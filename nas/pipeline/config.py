@@ -1,0 +1,129 @@
+"""RunConfig: every setting of a run, as it stands in runs/NAME/config.yaml."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nas.errors import ConfigError
+from nas.files import into, parse_yaml, read_yaml, to_plain, unknown_key
+from nas.latency import ProfileConfig
+from nas.supernet import TrainConfig
+from nas.winner.distill import DistillConfig
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """The settings of all stages.
+
+    `latency_budget` is a time ("5ms") or a share ("50%") of the measured latency of the space's
+    largest network; `budgets` are further ones ("params=3M"). `least_use` is the share of the
+    latency budget a candidate must use: without it a search may return a network that leaves
+    half of the budget idle because the accuracies are level.
+    """
+
+    schema: int = SCHEMA
+    space: str = "hybrid-64"
+    data: str = "digits"
+    image_size: int | None = None
+    target: str = "onnxruntime,fp32,b1,t1"
+    table: str | None = None
+    latency_budget: str = "50%"
+    budgets: tuple[str, ...] = ()
+    margin: float = 0.04
+    least_use: float = 0.8
+    evaluations: int = 300
+    sampler: str = "tpe"
+    study: str = ""
+    storage: str | None = None
+    winners: int = 1
+    candidates: int = 12
+    check_networks: int = 10
+    seed: int = 0
+    threads: int | None = None
+    teacher: str = "resnet10t"
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    teach: DistillConfig = field(default_factory=DistillConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ConfigError(f"config schema must be {SCHEMA}, but is {self.schema}.")
+        for name in ("evaluations", "winners", "candidates"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+        for name in ("margin", "least_use"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 0 to below 1, but is {getattr(self, name)}.")
+        if self.margin + self.least_use >= 1:
+            raise ConfigError(
+                f"margin and least_use leave no room below the budget: {self.margin} + "
+                f"{self.least_use} must stay below 1."
+            )
+
+    def reads(self, stage: str) -> dict[str, Any]:
+        """Return the settings a stage depends on, as plain values."""
+        return {name: to_plain(getattr(self, name)) for name in READS[stage]}
+
+
+READS: dict[str, tuple[str, ...]] = {
+    "profile": ("space", "data", "image_size", "target", "table", "profile", "check_networks"),
+    "train": ("space", "data", "image_size", "train", "seed", "threads"),
+    "search": (
+        "latency_budget", "budgets", "margin", "least_use", "evaluations", "sampler",
+        "target", "seed",
+    ),
+    "distill": ("teacher", "teach", "distill", "winners", "candidates", "seed", "threads"),
+    "export": (),
+    "report": (),
+}  # fmt: skip
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> str:
+    """Return "key: old -> new" for every setting that differs, joined by commas."""
+    changed = []
+    for key in before.keys() | after.keys():
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed.append(differences(old, new, f"{prefix}{key}."))
+        elif old != new:
+            changed.append(f"{prefix}{key}: {old} -> {new}")
+    return ", ".join(sorted(filter(None, changed)))
+
+
+def preset(name: str) -> Path:
+    """Return the path of a shipped configuration, "quickstart" for example."""
+    return Path(__file__).with_name(f"{name}.yaml")
+
+
+def load(path: Path | str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the settings of a YAML file (all defaults where None) with `key.sub=value` words.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest spelling) or a value that breaks a rule.
+    """
+    plain = {} if path is None else read_yaml(path)
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys, but is {plain!r:.80}.")
+    for word in overrides:
+        apply(plain, word)
+    return into(RunConfig, plain, source=str(path or "settings"))
+
+
+def apply(plain: dict[str, Any], word: str) -> None:
+    """Set one `key.sub=value` in plain settings, the value read as YAML."""
+    key, equals, text = word.partition("=")
+    if not equals:
+        raise ConfigError(f"an override is key=value, for example train.lr=0.002, but is {word!r}.")
+    *steps, last = key.split(".")
+    place = plain
+    for step in steps:
+        inner = place.setdefault(step, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(unknown_key(key, [f.name for f in dataclasses.fields(RunConfig)]))
+        place = inner
+    place[last] = parse_yaml(text, source=key)

@@ -1,0 +1,136 @@
+"""What this machine is good for: versions, memory, disk, runtimes, clock, database, tables."""
+
+import os
+import shutil
+import statistics
+import time
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+from nas import environment
+from nas.errors import ConfigError, NasError
+
+ENOUGH_DISK_GIB = 2.0
+ENOUGH_MEMORY_GIB = 4.0
+QUIET_SPREAD = 0.05
+
+
+def doctor() -> dict[str, Any]:
+    """Return machine, versions and a list of checks: {check, state (ok, warn, fail), detail}."""
+    checks = [_cores(), _memory(), _disk(), *_packages(), _runtime(), _governor(), _clock()]
+    checks += [_database(), _tables()]
+    return {
+        "machine": environment.machine(),
+        "versions": environment.versions(),
+        "checks": [{"check": c, "state": s, "detail": d} for c, s, d in checks],
+        "healthy": all(state != "fail" for _, state, _ in checks),
+    }
+
+
+Check = tuple[str, str, str]
+
+
+def _cores() -> Check:
+    return "processor", "ok", f"{environment.cpu_name()}, {environment.allowed_cores()} cores"
+
+
+def _memory() -> Check:
+    import psutil
+
+    free = psutil.virtual_memory().available / 2**30
+    state = "ok" if free >= ENOUGH_MEMORY_GIB else "warn"
+    return "memory", state, f"{free:.1f} GiB available"
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    state = "ok" if free >= ENOUGH_DISK_GIB else "warn"
+    return "disk", state, f"{free:.1f} GiB free here; a run takes up to {ENOUGH_DISK_GIB:g}"
+
+
+def _packages() -> list[Check]:
+    """Check that every dependency's version is in the range that is tested."""
+    from packaging.requirements import Requirement
+
+    try:
+        ranges = requires("hybrid-nas") or []
+    except PackageNotFoundError:
+        return [("packages", "fail", "hybrid-nas is not installed; run `pip install -e .`")]
+    wrong = []
+    for text in ranges:
+        need = Requirement(text)
+        if need.marker is not None and not need.marker.evaluate():
+            continue
+        try:
+            found = version(need.name)
+        except PackageNotFoundError:
+            wrong.append(f"{need.name} is absent (needs {need.specifier})")
+            continue
+        if found not in need.specifier:
+            wrong.append(f"{need.name} {found} is outside {need.specifier}")
+    if wrong:
+        return [("packages", "warn", text) for text in wrong]
+    return [("packages", "ok", f"{len(ranges)} dependencies in their tested ranges")]
+
+
+def _runtime() -> Check:
+    from nas.target import Target
+
+    try:
+        target = Target.parse("onnxruntime,fp32,b1,t1")
+    except NasError as error:
+        return "onnxruntime", "fail", str(error)
+    return "onnxruntime", "ok", f"default target {target.id}"
+
+
+def _governor() -> Check:
+    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    if not path.is_file():
+        return "frequency", "ok", "no frequency control visible (usual on virtual machines)"
+    governor = path.read_text().strip()
+    state = "ok" if governor == "performance" else "warn"
+    return "frequency", state, f"governor {governor}; 'performance' gives the steadiest latencies"
+
+
+def _clock() -> Check:
+    """Time one small kernel again and again: how much of its time goes to somebody else?"""
+    shares, walls = [], []
+    for _ in range(60):
+        wall, cpu = time.perf_counter(), time.thread_time()
+        sum(range(40_000))
+        wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+        walls.append(wall)
+        shares.append(wall <= 1.05 * cpu)
+    low, _, high = statistics.quantiles(walls, n=4)
+    spread = (high - low) / statistics.median(walls)
+    state = "ok" if spread <= QUIET_SPREAD else "warn"
+    detail = f"{sum(shares) / len(shares):.0%} of samples undisturbed, spread {spread:.1%}"
+    advice = "" if state == "ok" else "; close other programs before you profile"
+    return "timing", state, detail + advice
+
+
+def _database() -> Check:
+    from nas.study import Study
+
+    try:
+        count = len(Study.list(None))
+    except ConfigError:
+        return "database", "ok", "none yet; the first search makes it"
+    except NasError as error:
+        return "database", "warn", str(error)
+    where = "NAS_STORAGE" if os.environ.get("NAS_STORAGE") else "sqlite:///runs/nas.db"
+    return "database", "ok", f"{count} studies in {where}"
+
+
+def _tables() -> Check:
+    from nas.latency import find_table
+    from nas.target import Target
+
+    try:
+        path = find_table(Target.parse("onnxruntime,fp32,b1,t1"))
+    except NasError:
+        path = None
+    if path is None:
+        return "tables", "ok", "none for this machine yet; `nas profile` makes one"
+    return "tables", "ok", str(path)

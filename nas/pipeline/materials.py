@@ -1,0 +1,88 @@
+"""What the stages of one run share - data, space, target, table, supernet - loaded when needed."""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from nas import data as nas_data
+from nas.data import Data
+from nas.latency import LatencyTable, find_table
+from nas.pipeline.run import Run
+from nas.seeds import stage_seed
+from nas.space import SearchSpace
+from nas.supernet import SuperNet
+from nas.supernet import load as load_supernet
+from nas.target import Target
+from nas.winner.objective import Teacher
+from nas.winner.teacher import make_teacher
+
+TABLES = Path("runs/tables")
+
+
+class Materials:
+    """The parts a run is made of, each loaded once in a process."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        if run.config.threads is not None:
+            torch.set_num_threads(run.config.threads)
+
+    @cached_property
+    def data(self) -> Data:
+        """The images, without the test split."""
+        config = self.run.config
+        size = config.image_size or SearchSpace.load(config.space).image_size
+        return nas_data.load(config.data, image_size=size, progress=self.run.progress("data"))
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space for these images and classes."""
+        return SearchSpace.load(self.run.config.space).replace(
+            num_classes=self.data.num_classes,
+            in_chans=self.data.in_chans,
+            image_size=self.data.image_size,
+        )
+
+    @cached_property
+    def target(self) -> Target:
+        """The device and runtime the budget is for."""
+        return Target.parse(self.run.config.target)
+
+    @property
+    def table_path(self) -> Path:
+        """Where the latency table stands, or will stand."""
+        given = self.run.config.table
+        if given is not None:
+            return Path(given)
+        return find_table(self.target) or TABLES / f"{self.target.id}.json"
+
+    @cached_property
+    def table(self) -> LatencyTable:
+        """The latency table of the target."""
+        return LatencyTable.load(self.table_path)
+
+    @cached_property
+    def supernet(self) -> SuperNet:
+        """The trained supernet of this run.
+
+        Raises:
+            ConfigError: it is not trained yet.
+        """
+        self.run.result("train", make_with="train")
+        return load_supernet(self.run.folder / "supernet").supernet
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher of the distillation, made on the train split if it is not there yet."""
+        config = self.run.config
+        made = make_teacher(
+            config.teacher,
+            self.data,
+            replace(config.teach, seed=stage_seed(config.seed, "teacher")),
+            folder=self.run.folder / "teacher",
+            progress=self.run.progress("teacher"),
+        )
+        self.run.log("teacher", "ready", name=config.teacher, accuracy=made.score.accuracy)
+        return Teacher(made.model, self.data)

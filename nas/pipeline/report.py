@@ -1,0 +1,83 @@
+"""The last stage: one HTML page of what the run found."""
+
+import shlex
+from datetime import UTC, datetime
+from typing import Any
+
+from nas import environment
+from nas.manifest import Winner
+from nas.pipeline.candidates import study_name
+from nas.pipeline.materials import Materials
+from nas.pipeline.outcome import Outcome
+from nas.pipeline.run import Run
+from nas.report import Candidate, Command, LossPoint, Prediction, ReportInput, write_report
+from nas.study import Study
+from nas.supernet import load as load_supernet
+
+
+def report(run: Run, materials: Materials | None = None) -> Outcome:
+    """Write RUN/report/index.html from what the stages left; made anew every time."""
+    materials = materials or Materials(run)
+    name = study_name(run)
+    searched = run.result(f"search/{name}", make_with="search")
+    profiled = run.result("profile", make_with="profile")
+    study = Study.load(searched["study"], storage=run.config.storage)
+    metric = f"latency_ms:{materials.target.id}"
+    verified = [
+        (record["result"], Winner.load(record["result"]["folder"]))
+        for key, record in run.stages.items()
+        if key.startswith(f"verify/{name}/")
+    ]
+    kept = [winner for row, winner in verified if row["kept"]]
+    content = ReportInput(
+        title=run.folder.name,
+        space=materials.space.name,
+        data=run.config.data,
+        seed=run.config.seed,
+        target=materials.target.id,
+        device=environment.cpu_name(),
+        budget_ms=searched["budget_ms"],
+        candidates=tuple(
+            Candidate(
+                id=str(trial.architecture_id),
+                accuracy=trial.accuracy or 0.0,
+                latency_ms=trial.costs[metric],
+            )
+            for trial in study.trials
+            if trial.is_complete
+        ),
+        winner=kept[0] if kept else None,
+        rejected=tuple(winner for row, winner in verified if not row["kept"]),
+        predictions=tuple(Prediction(**row) for row in profiled["predictions"]),
+        losses=_losses(run),
+        feasible_share=searched["feasible_share"],
+        feasible_sample=searched["feasible_sample"],
+        versions=environment.versions(),
+        machine={key: str(value) for key, value in environment.machine().items()},
+        commands=_commands(run, kept),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    page = write_report(run.folder / "report", content)
+    return Outcome(values={"page": str(page)}, lines=(f"report: {page}",))
+
+
+def _losses(run: Run) -> tuple[LossPoint, ...]:
+    """Return the supernet's loss of random paths, else of the largest one, row by row."""
+    history = load_supernet(run.folder / "supernet").history
+    points = []
+    for row in history:
+        loss: Any = row.get("random") if row.get("random") is not None else row.get("largest")
+        if loss is not None:
+            points.append(LossPoint(step=row["step"], loss=loss))
+    return tuple(points)
+
+
+def _commands(run: Run, kept: list[Winner]) -> tuple[Command, ...]:
+    folder = shlex.quote(str(run.folder))
+    commands = [
+        Command(text=f"nas run {folder}/config.yaml --run runs/again", purpose="do it all again")
+    ]
+    for winner in kept[:1]:
+        text = f"nas verify {folder}/winners/{winner.id}"
+        commands.append(Command(text=text, purpose="check the winner on this machine"))
+    return tuple(commands)

@@ -1,0 +1,182 @@
+"""A run's folder: its configuration, which stages are done, its log and its lock."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nas import environment
+from nas.errors import ConfigError, CorruptFile, StorageError
+from nas.files import (
+    digest_json,
+    into,
+    lock,
+    read_json,
+    read_yaml,
+    to_plain,
+    write_json,
+    write_yaml,
+)
+from nas.pipeline.config import RunConfig, differences, load
+
+STATE_SCHEMA = 1
+Progress = Callable[[int, int, str], None]
+
+
+def silent(done: int, total: int, text: str) -> None:
+    """Report no progress."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One folder under runs/, held by one process at a time.
+
+    `stages` maps a stage's key ("profile", "train", "search/NAME" ...) to what it ended with and
+    the digest of the settings it read, so that a finished stage is never done twice, nor
+    believed after its settings changed.
+    """
+
+    folder: Path
+    config: RunConfig
+    resume: bool
+    progress: Callable[[str], Progress] = field(default=lambda stage: silent)
+    stages: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        folder: Path | str,
+        config: RunConfig | None = None,
+        *,
+        resume: bool = False,
+        progress: Callable[[str], Progress] = lambda stage: silent,
+    ) -> Iterator["Run"]:
+        """Hold a run's folder, new or begun before.
+
+        Args:
+            folder: Usually runs/NAME.
+            config: The settings asked for; None takes those the folder was begun with.
+            resume: Go on where it stopped.
+            progress: Given a stage's name, returns where to report its progress.
+
+        Raises:
+            ConfigError: there is nothing to open, or a done stage read other settings.
+            TryAgain: another process holds the folder.
+        """
+        folder = Path(folder)
+        stored = load_config(folder)
+        if config is None and stored is None:
+            raise ConfigError(
+                f"{folder} holds no run. Begin one with `nas run` or `nas train --run {folder}`."
+            )
+        with lock(folder / ".lock"):
+            run = cls(folder, config or stored or RunConfig(), resume, progress)
+            run.stages = run._read_stages()
+            if config is not None and stored is not None:
+                run._check_changes(stored)
+            write_yaml(folder / "config.yaml", run.config)
+            write_json(
+                folder / "environment.json",
+                {"machine": environment.machine(), "versions": environment.versions()},
+            )
+            yield run
+
+    # ------------------------------------------------------------ stages
+    def stage(self, key: str, work: Callable[[Progress], dict[str, Any]]) -> dict[str, Any]:
+        """Do one stage unless it is done; return its result (plain values)."""
+        if key in self.stages:
+            self.log(key, "kept")
+            return dict(self.stages[key]["result"])
+        name = key.partition("/")[0]
+        self.log(key, "begun")
+        begun = time.monotonic()
+        result: dict[str, Any] = to_plain(work(self.progress(name)))
+        seconds = round(time.monotonic() - begun, 1)
+        self.stages[key] = {
+            "settings": digest_json(self.config.reads(name)),
+            "seconds": seconds,
+            "result": result,
+        }
+        write_json(self._state_path, {"schema": STATE_SCHEMA, "stages": self.stages})
+        self.log(key, "done", seconds=seconds)
+        return result
+
+    def refuse_repeat(self, key: str) -> None:
+        """Raise ConfigError if a stage is done and nobody asked to go on with it."""
+        if key in self.stages and not self.resume:
+            raise ConfigError(
+                f"{key} is done in {self.folder}. Add --resume to use what it made, or give "
+                "another --run to do it again."
+            )
+
+    def result(self, key: str, *, make_with: str) -> dict[str, Any]:
+        """Return the result of a stage that must be done; the error names the verb that does it."""
+        if key not in self.stages:
+            raise ConfigError(
+                f"{self.folder} has no {key} yet. Run `nas {make_with} --run {self.folder}` first."
+            )
+        return dict(self.stages[key]["result"])
+
+    def _check_changes(self, stored: RunConfig) -> None:
+        for key, record in self.stages.items():
+            name = key.partition("/")[0]
+            if record["settings"] != digest_json(self.config.reads(name)):
+                changed = differences(stored.reads(name), self.config.reads(name))
+                raise ConfigError(
+                    f"{key} is done in {self.folder} with other settings: {changed}. "
+                    "Give another --run, or take the old settings back."
+                )
+
+    # ------------------------------------------------------------ files
+    @property
+    def _state_path(self) -> Path:
+        return self.folder / "state.json"
+
+    def _read_stages(self) -> dict[str, Any]:
+        if not self._state_path.is_file():
+            return {}
+        state = read_json(self._state_path)
+        if not isinstance(state, dict) or state.get("schema") != STATE_SCHEMA:
+            raise CorruptFile(f"{self._state_path} is not a run's state of schema {STATE_SCHEMA}.")
+        stages: dict[str, Any] = state["stages"]
+        return stages
+
+    def log(self, stage: str, event: str, **values: Any) -> None:
+        """Append one line to log.jsonl; a full disk does not stop the work for it."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": stage}
+        with (
+            contextlib.suppress(OSError),
+            open(self.folder / "log.jsonl", "a", encoding="utf-8") as stream,
+        ):
+            stream.write(json.dumps({**line, "event": event, **to_plain(values)}) + "\n")
+
+
+def load_config(folder: Path) -> RunConfig | None:
+    """Return the settings a run was begun with, None if there is no run yet."""
+    path = folder / "config.yaml"
+    try:
+        if not path.is_file():
+            return None
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be read: {error.strerror}.") from error
+    return into(RunConfig, read_yaml(path), source=str(path))
+
+
+def config_of(folder: Path | str, overrides: Sequence[str], *, begin: bool) -> RunConfig | None:
+    """Return a run's settings with changes, its own config.yaml or the defaults underneath.
+
+    Args:
+        folder: The run's folder.
+        overrides: `key.sub=value` words.
+        begin: Whether a run may begin here; else None stands for one that is not there.
+    """
+    stored = Path(folder) / "config.yaml"
+    if load_config(Path(folder)) is not None:
+        return load(stored, overrides)
+    return load(None, overrides) if begin else None

@@ -1,0 +1,103 @@
+"""The whole job, in order. Read this file first."""
+
+from typing import Any
+
+from nas.errors import BrokenPromise
+from nas.pipeline.candidates import search, study_name
+from nas.pipeline.materials import Materials
+from nas.pipeline.outcome import Outcome, rows
+from nas.pipeline.prepare import profile, train
+from nas.pipeline.report import report
+from nas.pipeline.run import Run
+from nas.pipeline.winners import Candidate, chosen
+
+
+def run_all(run: Run) -> Outcome:
+    """Profile, train, search, then distill, export and verify until enough winners hold.
+
+    Profiling comes first: a budget that nothing can meet is known before anything is trained.
+    A candidate that turns out over budget in a fresh process is no winner; the next one is taken.
+
+    Raises:
+        InfeasibleBudget: no architecture of the space meets the budget.
+        BrokenPromise: no candidate kept its promise when it was verified.
+    """
+    materials = Materials(run)
+    profile(run, materials)
+    train(run, materials)
+    search(run, materials)
+    winners: list[tuple[Candidate, dict[str, Any]]] = []
+    refused: list[tuple[Candidate, dict[str, Any]]] = []
+    for candidate in chosen(run, materials):
+        candidate.distill()
+        candidate.export()
+        verified = candidate.verify()
+        (winners if verified["kept"] else refused).append((candidate, verified))
+        if len(winners) == run.config.winners:
+            break
+    reported = report(run, materials)
+    if not winners:
+        broken = "; ".join(text for _, row in refused for text in row["statements"])
+        raise BrokenPromise(
+            f"none of {len(refused)} verified candidates keeps its promise: {broken}. "
+            "Measure again on a quiet machine, or raise margin."
+        )
+    return _told(run, materials, winners, str(reported.values["page"]))
+
+
+def _told(
+    run: Run, materials: Materials, winners: list[tuple[Candidate, Any]], page: str
+) -> Outcome:
+    """Return the table a newcomer wants and the next three commands to try."""
+    searched = run.result(f"search/{study_name(run)}", make_with="search")
+    lines: list[str] = []
+    values = []
+    for candidate, verified in winners:
+        blocks, latency = candidate.blocks, verified["latency"]
+        budget_ms = searched["budget_ms"]
+        distilled = run.result(candidate.key("distill"), make_with="distill")
+        values.append(
+            {
+                "architecture_id": candidate.id,
+                "folder": verified["folder"],
+                "accuracy": verified["accuracy"],
+                "latency": latency,
+                "budget_ms": budget_ms,
+                "params": sum(block.params for block in blocks),
+                "macs": sum(block.macs for block in blocks),
+            }
+        )
+        use = latency["measured_ms"] / budget_ms
+        lines += [
+            "",
+            *rows(
+                {
+                    "winner": f"{candidate.id}, verified in a fresh process",
+                    "budget": f"{budget_ms:.4g} ms = {run.config.latency_budget}"
+                    f" ({searched['feasible_share']:.0%} of random networks meet it)",
+                    "measured latency": f"{latency['measured_ms']:.4g} ms, at most "
+                    f"{latency['ci_high_ms']:.4g} ({use:.0%} of the budget, "
+                    f"grade {latency['grade']})",
+                    "predicted latency": f"{latency['predicted_ms']:.4g} ms",
+                    "test accuracy": f"{verified['accuracy']['test']:.1%} "
+                    f"({distilled['accuracy']:.1%} on search, "
+                    f"{distilled['inherited']:.1%} inherited)",
+                    "size": f"{values[-1]['params']:,} parameters, "
+                    f"{values[-1]['macs'] / 1e6:.3g} MMACs",
+                    "device": materials.target.id,
+                    "folder": verified["folder"],
+                    "report": page,
+                }
+            ),
+        ]
+    folder = values[0]["folder"]
+    lines += [
+        "",
+        "Try next:",
+        f"  nas verify {folder}",
+        f"  python -c \"import timm, nas.network; print(timm.create_model('local-dir:{folder}', "
+        'pretrained=True))"',
+        f"  nas search --run {run.folder} --name faster --latency-budget "
+        f"{0.8 * searched['budget_ms']:.3g}ms",
+    ]
+    return Outcome(values={"winners": values, "report": page}, lines=tuple(lines))

@@ -1,0 +1,229 @@
+"""From a chosen candidate to a winner: distill, export, verify in a fresh process."""
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nas import checkpoint
+from nas.errors import ConfigError, NasError
+from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
+from nas.network import NasHybrid
+from nas.pipeline.candidates import study_name
+from nas.pipeline.materials import Materials
+from nas.pipeline.outcome import Outcome, rows
+from nas.pipeline.run import Progress, Run
+from nas.seeds import stage_seed
+from nas.space import Architecture
+from nas.study import Study, Trial
+from nas.supernet import score
+from nas.target import Target
+from nas.winner.distill import TrainResult
+from nas.winner.distill import train as train_alone
+from nas.winner.export import export as export_folder
+from nas.winner.promise import VerifyResult
+from nas.winner.verify import verify as verify_winner
+
+
+class Candidate:
+    """One chosen candidate of a study on its way to become a winner."""
+
+    def __init__(self, run: Run, materials: Materials, trial: Trial) -> None:
+        assert trial.architecture is not None and trial.architecture_id is not None
+        self.run, self.materials, self.trial = run, materials, trial
+        self.architecture = Architecture.from_json(trial.architecture)
+        self.id = trial.architecture_id
+        self.blocks = materials.space.blocks(self.architecture)
+        self.study = study_name(run)
+
+    def key(self, stage: str) -> str:
+        """Return the stage's key in the run's state."""
+        return f"{stage}/{self.study}/{self.id}"
+
+    @property
+    def training(self) -> Path:
+        """Where its training's checkpoints stand."""
+        return self.run.folder / "distill" / self.id
+
+    @property
+    def folder(self) -> Path:
+        """Where it is exported to."""
+        return self.run.folder / "winners" / self.id
+
+    # ------------------------------------------------------------ distill
+    def distill(self) -> dict[str, Any]:
+        """Train it on its own from the supernet's weights, taught by the teacher."""
+
+        def work(progress: Progress) -> dict[str, Any]:
+            trained = self._train(progress)
+            return {
+                "architecture_id": self.id,
+                "accuracy": trained.score.accuracy,
+                "loss": trained.score.loss,
+                "inherited": self.trial.accuracy,
+                "digest": trained.digest,
+                "teacher": self.materials.teacher.digest,
+            }
+
+        return self.run.stage(self.key("distill"), work)
+
+    def _train(self, progress: Progress | None) -> TrainResult:
+        materials, config = self.materials, self.run.config
+        inherited = score(materials.supernet, self.architecture, materials.data)
+        model = materials.supernet.extract(self.architecture, inherited.statistics)
+        settings = replace(config.distill, seed=stage_seed(config.seed, f"distill/{self.id}"))
+        return train_alone(
+            model,
+            materials.data,
+            settings,
+            teacher=materials.teacher,
+            folder=self.training,
+            progress=progress,
+        )
+
+    # ------------------------------------------------------------ export
+    def export(self) -> dict[str, Any]:
+        """Write its folder: timm's files, ONNX, the model card, winner.json."""
+        distilled = self.run.result(self.key("distill"), make_with="distill")
+
+        def work(progress: Progress) -> dict[str, Any]:
+            progress(0, 1, self.id)
+            model = self._distilled(distilled["digest"])
+            exported = export_folder(
+                model,
+                folder=self.folder,
+                winner=self._promise(distilled),
+                data=self.materials.data,
+            )
+            progress(1, 1, str(self.folder))
+            return {"folder": str(self.folder), "files": exported.files}
+
+        return self.run.stage(self.key("export"), work)
+
+    def _distilled(self, digest: str) -> NasHybrid:
+        """Return the network as its training left it."""
+        trained = self._train(None).model  # a finished training is read from its checkpoint
+        assert isinstance(trained, NasHybrid)
+        if checkpoint.digest_tensors(trained.state_dict()) != digest:
+            raise ConfigError(
+                f"the training in {self.training} is not the one this run finished. Remove the "
+                "folder and its lines in state.json, and distill again."
+            )
+        return trained
+
+    def _promise(self, distilled: dict[str, Any]) -> Winner:
+        materials = self.materials
+        searched = self.run.result(f"search/{self.study}", make_with="search")
+        target_id = materials.target.id
+        metric = f"latency_ms:{target_id}"
+        split = materials.data.split("search")
+        return Winner(
+            architecture=self.architecture.to_json(),
+            blocks=tuple(map(str, self.blocks)),
+            accuracy=Accuracy(search=distilled["accuracy"], search_images=len(split)),
+            budgets=searched["budgets"],
+            targets=(TargetResult(target=target_id, predicted_ms=self.trial.costs[metric]),),
+            ancestry=Ancestry(
+                study=searched["study"],
+                trial=self.trial.number,
+                supernet=self.run.result("train", make_with="train")["digest"],
+                tables={target_id: materials.table.digest},
+                teacher=distilled["teacher"],
+            ),
+            data=materials.data.name,
+            command=shlex.join(["nas", *sys.argv[1:]]),
+        )
+
+    # ------------------------------------------------------------ verify
+    def verify(self) -> dict[str, Any]:
+        """Check the exported folder in a fresh process; whether it is over budget is recorded."""
+
+        def work(progress: Progress) -> dict[str, Any]:
+            materials = self.materials
+            result = verify_winner(
+                self.folder,
+                target=materials.target,
+                data_name=materials.data.name,
+                progress=progress,
+            )
+            measured = result.winner.on(materials.target.id)
+            if measured is not None and measured.measured_ms is not None:
+                self._study().record_measurement(
+                    self.trial.number, materials.target.id, "latency_ms", measured.measured_ms,
+                    measured.ci_high_ms,
+                )  # fmt: skip
+            return {
+                "folder": str(self.folder),
+                "kept": result.is_kept,
+                "over_budget": result.is_over_budget,
+                "statements": [row.text for row in result.statements],
+                "accuracy": result.winner.accuracy,
+                "latency": measured,
+            }
+
+        return self.run.stage(self.key("verify"), work)
+
+    def _study(self) -> Study:
+        searched = self.run.result(f"search/{self.study}", make_with="search")
+        return Study.load(searched["study"], storage=self.run.config.storage)
+
+
+def chosen(run: Run, materials: Materials) -> list[Candidate]:
+    """Return the candidates of the run's search that met the budget when measured, best first."""
+    searched = run.result(f"search/{study_name(run)}", make_with="search")
+    study = Study.load(searched["study"], storage=run.config.storage)
+    trials = {trial.number: trial for trial in study.trials}
+    return [Candidate(run, materials, trials[number]) for number in searched["chosen"]]
+
+
+# ---------------------------------------------------------------- one verb each
+def distill(run: Run) -> Outcome:
+    """Train the chosen candidates of the run's search, the first `winners` of them."""
+    materials = Materials(run)
+    results = [item.distill() for item in chosen(run, materials)[: run.config.winners]]
+    lines = [
+        f"{row['architecture_id']}: {row['inherited']:.1%} inherited, {row['accuracy']:.1%} "
+        "distilled, on the search split"
+        for row in results
+    ]
+    return Outcome(values={"distilled": results}, lines=tuple(lines))
+
+
+def export(run: Run) -> Outcome:
+    """Export every distilled candidate of the run's search."""
+    materials = Materials(run)
+    ready = [item for item in chosen(run, materials) if item.key("distill") in run.stages]
+    if not ready:
+        raise ConfigError(
+            f"nothing is distilled in {run.folder}. Run `nas distill --run {run.folder}` first."
+        )
+    results = [item.export() for item in ready]
+    lines = [f"{row['folder']}: check it with `nas verify {row['folder']}`" for row in results]
+    return Outcome(values={"exported": results}, lines=tuple(lines))
+
+
+def verify_folder(folder: Path, *, target: str | None, data: str | None) -> Outcome:
+    """Check one exported folder in a fresh process against what its winner.json promises."""
+    winner = Winner.load(folder)
+    known = [row.target for row in winner.targets]
+    wanted = Target.parse(target or "onnxruntime,fp32,b1,t1")
+    result: VerifyResult = verify_winner(folder, target=wanted, data_name=data or winner.data)
+    kept = {True: "kept", False: "BROKEN", None: "-"}
+    lines = [
+        f"winner {winner.id} (promised for {', '.join(known)})",
+        *rows({row.about: f"{kept[row.is_kept]:<6} {row.text}" for row in result.statements}),
+    ]
+    problem: NasError | None = None
+    try:
+        result.raise_if_broken()
+    except NasError as error:
+        problem = error
+    values = {
+        "winner": winner.id,
+        "kept": result.is_kept,
+        "statements": [
+            {"about": row.about, "kept": row.is_kept, "text": row.text} for row in result.statements
+        ],
+    }
+    return Outcome(values=values, lines=tuple(lines), problem=problem)
