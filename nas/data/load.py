@@ -67,15 +67,14 @@ def load(name: str, *, image_size: int | None = None, progress: Progress | None 
     """
     recipe, size = _recipe(name, image_size)
     source = _open(name, "train")
+    _check_memory(len(source.labels), size)
     workers = ThreadPoolExecutor(os.cpu_count())
     try:
         keys = _keys(source, workers, progress)
         parts = partition(source.labels, keys, recipe.fractions, source.class_names)
-        wanted = {part: parts[part] for part in VISIBLE}
-        _check_memory(sum(len(numbers) for numbers in wanted.values()), size)
-        splits = {}
-        for part, numbers in wanted.items():
-            splits[part] = _fill(source, part, numbers, size, workers, progress)
+        splits = {
+            part: _fill(source, part, parts[part], size, workers, progress) for part in VISIBLE
+        }
     finally:
         workers.shutdown(cancel_futures=True)
     return Data(
@@ -99,6 +98,7 @@ def load_test(
     """
     recipe, size = _recipe(name, image_size)
     source = _open(name, "test")
+    _check_memory(len(source.labels), size)
     workers = ThreadPoolExecutor(os.cpu_count())
     try:
         numbers = np.arange(len(source.labels), dtype=np.int64)
@@ -106,7 +106,6 @@ def load_test(
             keys = _keys(source, workers, progress)
             parts = partition(source.labels, keys, recipe.fractions, source.class_names)
             numbers = parts["test"]
-        _check_memory(len(numbers), size)
         return _fill(source, "test", numbers, size, workers, progress)
     finally:
         workers.shutdown(cancel_futures=True)
