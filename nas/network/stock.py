@@ -6,6 +6,7 @@ classes, are lists of blocks like any other network.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import timm
@@ -13,11 +14,15 @@ import torch.nn as nn
 
 from nas.block import Block, Cga, Head, Mb3d, Mb4d, check_chain
 from nas.errors import ConfigError
-from nas.network.chain import read_blocks, split_stages
+from nas.network.chain import adapt, read_blocks, split_stages
 from nas.network.model import NasHybrid, build
 from nas.network.stock_blocks import INDEX, Found, walk
 
-EFFICIENTFORMERS = ("efficientformer_l1", "efficientformer_l3", "efficientformer_l7")
+EFFICIENTFORMERS: tuple[str, ...] = (
+    "efficientformer_l1",
+    "efficientformer_l3",
+    "efficientformer_l7",
+)
 EFFICIENTVITS = tuple(f"efficientvit_m{i}" for i in range(6))
 PUBLISHED = EFFICIENTFORMERS + EFFICIENTVITS
 
@@ -41,7 +46,12 @@ def blocks_of(source: str | nn.Module) -> tuple[Block, ...]:
         return tuple(item.block for item in walk(source))
     if source not in PUBLISHED:
         raise ConfigError(f"{source!r} is not one of {', '.join(PUBLISHED)}.")
-    return blocks_of(timm.create_model(source, device="meta"))
+    return _published(source)
+
+
+@cache
+def _published(name: str) -> tuple[Block, ...]:
+    return blocks_of(timm.create_model(name, device="meta"))
 
 
 # ---------------------------------------------------------------- weights
@@ -143,23 +153,25 @@ def stock_args(blocks: Sequence[Block | str]) -> tuple[str, dict[str, Any]] | No
 
 def _candidates(blocks: tuple[Block, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     kinds = {block.kind for block in blocks[1:-1]}
-    head = blocks[-1]
+    stem, head = blocks[0], blocks[-1]
     assert isinstance(head, Head)
     common: dict[str, Any] = {}
     if head.classes != 1000:
         common["num_classes"] = head.classes
-    if blocks[0].in_channels != 3:
-        common["in_chans"] = blocks[0].in_channels
-    if blocks[0].resolution != 224:
-        common["img_size"] = blocks[0].resolution
+    if stem.in_channels != 3:
+        common["in_chans"] = stem.in_channels
+    if stem.resolution != 224:
+        common["img_size"] = stem.resolution
     if kinds <= {"mb4d", "mb3d", "downsample"} and blocks[-2].kind == "mb3d":
-        for name in EFFICIENTFORMERS:
+        names, arguments = EFFICIENTFORMERS, list(_efficientformer(blocks))
+    elif kinds <= {"cga", "patch_merge"} and stem.out_channels >= 8:
+        names, arguments = EFFICIENTVITS, [_efficientvit(blocks)]
+    else:
+        return
+    for name in names:
+        if adapt(_published(name), stem.resolution, head.classes, stem.in_channels) == blocks:
             yield name, common
-        yield from ((EFFICIENTFORMERS[0], args | common) for args in _efficientformer(blocks))
-    elif kinds <= {"cga", "patch_merge"} and blocks[0].out_channels >= 8:
-        for name in EFFICIENTVITS:
-            yield name, common
-        yield EFFICIENTVITS[0], _efficientvit(blocks) | common
+    yield from ((names[0], args | common) for args in arguments)
 
 
 def _efficientformer(blocks: tuple[Block, ...]) -> Iterator[dict[str, Any]]:
