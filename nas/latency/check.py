@@ -1,0 +1,158 @@
+"""How true a table is: whole networks nobody fitted on, measured and predicted in three ways."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nas.block import Block
+from nas.latency.calibrate import draw, relative_line
+from nas.latency.measure import ProfileConfig, Progress, Timing, measure_networks
+from nas.latency.table import Costs, LatencyTable
+from nas.space import SearchSpace
+
+METHODS = ("table_ms", "isolated_ms", "isolated_line_ms", "macs_ms")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One whole network, ms: measured; by the table; by the sum of its parts each timed alone.
+
+    `isolated_line_ms` and `macs_ms` are lines through the isolated sum and through the MACs,
+    fitted on the very networks they are judged on, which flatters them.
+    """
+
+    id: str
+    measured_ms: float
+    grade: str
+    table_ms: float
+    isolated_ms: float
+    isolated_line_ms: float
+    macs_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errors:
+    """Relative errors of one way to predict, and Spearman's rank correlation with the truth."""
+
+    mean: float
+    median: float
+    worst: float
+    within_5: float
+    within_10: float
+    spearman: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Rows by measured latency, and the errors of each of METHODS."""
+
+    rows: tuple[Row, ...]
+    errors: dict[str, Errors]
+
+
+def check(
+    table: LatencyTable,
+    space: SearchSpace,
+    *,
+    networks: int = 10,
+    config: ProfileConfig | None = None,
+    seed: int = 1,
+    progress: Progress = lambda done, total, text: None,
+) -> Check:
+    """Measure networks of a space that its calibration has not seen, and compare.
+
+    They are drawn evenly over the levels of cost, exported whole as a winner is, and timed
+    interleaved on the table's target.
+
+    Args:
+        table: Must price the space; its target must be this machine's.
+        space: Where the networks are from.
+        networks: How many, at least 3.
+        config: How carefully to measure.
+        seed: Fixes the draw.
+        progress: Told (done, total, text).
+
+    Raises:
+        ConfigError: an entry is missing.
+        UnreliableTiming, DeviceError: as `measure_networks`.
+    """
+    from nas.network import build
+    from nas.network.onnx import to_onnx
+
+    fitted = table.calibrations.get(space.name)
+    drawn = draw(space, networks, seed=seed, avoid=fitted.fitted_on if fitted else ())
+    blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {}
+        for number, (name, chain) in enumerate(blocks.items()):
+            progress(number, len(blocks), "exporting networks to check the table with")
+            paths[name] = to_onnx(
+                build(chain).eval(), Path(folder) / f"{name}.onnx", batch=table.target.batch
+            )
+        timings = measure_networks(
+            paths, table.target, config or ProfileConfig(), progress=progress
+        )
+    return compare(table, blocks, timings, space=space)
+
+
+def compare(
+    table: LatencyTable,
+    networks: Mapping[str, Sequence[Block]],
+    timings: Mapping[str, Timing],
+    *,
+    space: SearchSpace | str | None = None,
+) -> Check:
+    """Return measured against predicted latency of networks, at least 3.
+
+    Args:
+        table: What predicts.
+        networks: Name to blocks.
+        timings: Name to measured latency.
+        space: Whose calibration to use.
+    """
+    names = list(networks)
+    measured = np.array([timings[name].median_ms for name in names])
+    isolated = np.array([table.isolated(networks[name]) for name in names])
+    macs = np.array([float(sum(block.macs for block in networks[name])) for name in names])
+    predicted = {
+        "table_ms": np.array([table.estimate(networks[name], space) for name in names]),
+        "isolated_ms": isolated,
+        "isolated_line_ms": _on_line(isolated, measured),
+        "macs_ms": _on_line(macs, measured),
+    }
+    rows = [
+        Row(
+            id=names[index],
+            measured_ms=float(measured[index]),
+            grade=timings[names[index]].grade,
+            **{method: float(predicted[method][index]) for method in METHODS},
+        )
+        for index in np.argsort(measured)
+    ]
+    return Check(
+        rows=tuple(rows),
+        errors={method: errors_of(predicted[method], measured) for method in METHODS},
+    )
+
+
+def errors_of(predicted_ms: Costs, measured_ms: Costs) -> Errors:
+    """Return the errors of predictions, both arrays of shape (networks,)."""
+    from scipy.stats import spearmanr
+
+    error = np.abs(predicted_ms - measured_ms) / measured_ms
+    return Errors(
+        mean=float(error.mean()),
+        median=float(np.median(error)),
+        worst=float(error.max()),
+        within_5=float((error <= 0.05).mean()),
+        within_10=float((error <= 0.10).mean()),
+        spearman=float(spearmanr(predicted_ms, measured_ms).statistic),
+    )
+
+
+def _on_line(values: Costs, measured_ms: Costs) -> Costs:
+    constant, scale = relative_line(values, measured_ms)
+    return constant + scale * values

@@ -1,0 +1,122 @@
+"""ONNX files of whole chains from files of single parts: exporting is slow, joining is not."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from nas.block import Block
+from nas.errors import CorruptFile
+
+
+class Export(Protocol):
+    """How parts become ONNX files: `nas.network.onnx.parts_to_onnx`, or a fake in tests."""
+
+    def __call__(self, parts: Sequence[Block], folder: Path, *, batch: int) -> Mapping[str, Path]:
+        """Write each part into the folder and return {part string: file}."""
+
+
+def join(models: Sequence[Any], *, name: str) -> Any:
+    """Return one ONNX model that runs the models in order, each output the next one's input.
+
+    Args:
+        models: `onnx.ModelProto`s of one input and one output, of one opset, without local
+            functions; a model may stand more than once and then has its own copy of the weights.
+        name: What to call the graph.
+    """
+    import onnx
+
+    first = models[0]
+    joined = onnx.ModelProto(ir_version=first.ir_version, producer_name="hybrid-nas")
+    opsets = {item.domain: item for model in models for item in model.opset_import}
+    joined.opset_import.extend(opsets.values())
+    graph = joined.graph
+    graph.name = name
+    graph.input.extend(first.graph.input[:1])
+    given = first.graph.input[0].name
+    for place, model in enumerate(models):
+        _check(model, opsets)
+        names = {model.graph.input[0].name: given, "": ""}
+        rename = _Rename(names, prefix=f"{place}/")
+        for tensor in model.graph.initializer:
+            copy = graph.initializer.add()
+            copy.CopyFrom(tensor)
+            copy.name = rename(tensor.name)
+        for node in model.graph.node:
+            copy = graph.node.add()
+            copy.CopyFrom(node)
+            copy.name = f"{place}/{node.name}"
+            copy.input[:] = [rename(value) for value in node.input]
+            copy.output[:] = [rename(value) for value in node.output]
+        given = rename(model.graph.output[0].name)
+    last = graph.output.add()
+    last.CopyFrom(models[-1].graph.output[0])
+    last.name = given
+    return joined
+
+
+class _Rename:
+    def __init__(self, names: dict[str, str], *, prefix: str) -> None:
+        self._names = names
+        self._prefix = prefix
+
+    def __call__(self, name: str) -> str:
+        return self._names.setdefault(name, self._prefix + name)
+
+
+def _check(model: Any, opsets: dict[str, Any]) -> None:
+    """Raise CorruptFile where joining would change what the model means."""
+    graph = model.graph
+    names = [item.name for item in graph.initializer]
+    inputs = {item.name for item in graph.input} - set(names)
+    rules = {
+        "one input": len(inputs) == 1,
+        "one output": len(graph.output) == 1,
+        "a name for each value": len(names) == len(set(names)),
+        "no local functions": not model.functions,
+        "the opset of the others": all(opsets[o.domain] == o for o in model.opset_import),
+        "no graphs inside nodes": not any(
+            attribute.HasField("g") for node in graph.node for attribute in node.attribute
+        ),
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise CorruptFile(f"an ONNX part needs {rule} to be joined, but {graph.name} has not.")
+
+
+class Workshop:
+    """Makes ONNX files of chains; each distinct part is exported at most once.
+
+    Args:
+        folder: Where parts are put; the caller owns it.
+        export: How parts become files.
+        batch: Images in a batch.
+    """
+
+    def __init__(self, folder: Path, export: Export, *, batch: int = 1) -> None:
+        self._folder = folder
+        self._export = export
+        self._batch = batch
+        self._parts: dict[str, Path] = {}
+
+    def export(self, chains: Sequence[Sequence[Block]]) -> None:
+        """Export the parts that these chains lack."""
+        parts = {str(part): part for chain in chains for part in chain}
+        missing = [part for name, part in parts.items() if name not in self._parts]
+        if missing:
+            self._parts.update(self._export(missing, self._folder, batch=self._batch))
+
+    def join(self, chains: Mapping[str, Sequence[Block]], folder: Path) -> dict[str, Path]:
+        """Return {name: file} of chains whose parts are exported, written into `folder`."""
+        import onnx
+
+        models = {
+            str(part): onnx.load(self._parts[str(part)], load_external_data=False)
+            for chain in chains.values()
+            for part in chain
+        }
+        paths = {}
+        for number, (name, chain) in enumerate(chains.items()):
+            joined = join([models[str(part)] for part in chain], name=name)
+            paths[name] = folder / f"{number}.onnx"
+            paths[name].write_bytes(joined.SerializeToString())
+        return paths

@@ -1,0 +1,311 @@
+"""How a time is taken: interleaved rounds, a reference in each, unclean samples rejected.
+
+Shared machines make a plain timing loop worthless (spreads of 30 % and more were seen), yet the
+samples taken while nothing interfered agree within about 1 %. So networks take turns in rounds of
+random order; a sample counts only if its process had a processor all the time (wall time at most
+1.05 of processor time) and the reference kernel before and behind it ran at its usual speed.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from nas.errors import ConfigError, UnreliableTiming
+from nas.latency.bench import REFERENCE, Bench, ChildBench, Times, Visit
+from nas.target import Target
+
+MAX_WALL_PER_CPU = 1.05
+MAX_REFERENCE = 1.06  # of its own floor, its 10th percentile
+SAMPLES_A_VISIT = 4
+PRIME_MS, MIN_PRIME = 4.0, 2  # untimed runs at the start of a visit
+MIN_ROUNDS = 3
+MIN_CLEAN = 3  # fewer are no measurement at all
+WARM_WINDOW_S, WARM_MIN_S, WARM_MAX_S, WARM_AGREE = 0.25, 0.5, 10.0, 0.02
+CONFIDENCE = 0.95
+GRADE_A, GRADE_B = 0.05, 0.10  # largest interquartile range by median
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileConfig:
+    """How carefully to measure.
+
+    `samples` clean samples of at least `sample_ms` each, the first and the last `spread_s` apart,
+    at most `time_limit_s` for the up to `batch` entries timed together; a child silent for
+    `timeout_s` is ended. A repeating part is read off chains of 1 and `copies`. `calibrate_on`
+    whole networks are measured at the end for a fit (0: none). `strict` refuses grade C.
+    """
+
+    samples: int = 30
+    spread_s: float = 10.0
+    sample_ms: float = 1.0
+    time_limit_s: float = 300.0
+    batch: int = 64
+    copies: int = 3
+    calibrate_on: int = 0
+    timeout_s: float = 60.0
+    strict: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = {"samples": 3, "copies": 2, "batch": 1, "calibrate_on": 0, "spread_s": 0}
+        for name, low in rules.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} must be at least {low}, but is {getattr(self, name)}.")
+        for name in ("sample_ms", "time_limit_s", "timeout_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be above 0, but is {getattr(self, name)}.")
+        if self.spread_s >= self.time_limit_s:
+            raise ConfigError(
+                f"spread_s must be below time_limit_s, but they are {self.spread_s} and "
+                f"{self.time_limit_s}."
+            )
+
+
+QUICK = ProfileConfig(samples=16, spread_s=2.0, time_limit_s=150.0, calibrate_on=16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """One network's latency in ms, batch as in its Target.
+
+    Median, p10 and p90 are of clean samples; p95 is of all samples, disturbed ones included.
+    `ci_high_ms` is the upper end of the median's 95 % bootstrap interval; `spread` is the
+    interquartile range by the median. Grade A: spread below 5 % and half of the samples clean;
+    B: spread below 10 %; C: the rest, or fewer clean samples than asked for.
+    """
+
+    median_ms: float
+    p10: float
+    p90: float
+    p95: float
+    ci_high_ms: float
+    clean: int
+    taken: int
+    grade: str
+    spread: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """All samples of one network in order of time, ms of one run, and which of them are clean."""
+
+    all_ms: Times
+    is_clean: npt.NDArray[np.bool_]
+    wanted: int
+
+    @property
+    def clean_ms(self) -> Times:
+        """The clean samples in order of time."""
+        return self.all_ms[self.is_clean]
+
+    def require(self, name: str, *, strict: bool) -> None:
+        """Raise UnreliableTiming if there is too little to believe; any grade C if strict."""
+        clean, taken = int(self.is_clean.sum()), len(self.all_ms)
+        if clean < MIN_CLEAN or (strict and grade(self.clean_ms, self) == "C"):
+            raise UnreliableTiming(
+                f"{name}: only {clean} of {taken} samples were clean, {self.wanted} with little "
+                "spread are wanted. Stop other programs on this machine, or allow more time "
+                "(time_limit_s); what is measured already is kept."
+            )
+
+
+def grade(values_ms: Times, *series: Series) -> str:
+    """Return A, B or C for values that were read off these series (see Timing)."""
+    low, middle, high = np.quantile(values_ms, [0.25, 0.5, 0.75])
+    spread = (high - low) / middle if middle > 0 else math.inf
+    enough = all(item.is_clean.sum() >= item.wanted for item in series)
+    if not enough or spread >= GRADE_B:
+        return "C"
+    return "A" if spread < GRADE_A and all(item.is_clean.mean() >= 0.5 for item in series) else "B"
+
+
+def summarise(series: Series, *, seed: int = 0) -> Timing:
+    """Return the numbers of one series, which must have a clean sample."""
+    from scipy.stats import bootstrap
+
+    clean = series.clean_ms
+    p10, q1, median, q3, p90 = (float(x) for x in np.quantile(clean, [0.1, 0.25, 0.5, 0.75, 0.9]))
+    high = median
+    if clean.min() < clean.max():
+        interval = bootstrap(
+            (clean,),
+            np.median,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            n_resamples=999,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        high = float(interval.high)
+    return Timing(
+        median_ms=median,
+        p10=p10,
+        p90=p90,
+        p95=float(np.quantile(series.all_ms, 0.95)),
+        ci_high_ms=high,
+        clean=len(clean),
+        taken=len(series.all_ms),
+        grade=grade(clean, series),
+        spread=(q3 - q1) / median,
+    )
+
+
+def measure(
+    bench: Bench,
+    paths: Mapping[str, Path],
+    config: ProfileConfig,
+    *,
+    threads: int = 1,
+    tick: Callable[[float], None] = lambda share: None,
+) -> dict[str, Series]:
+    """Sample every network until each has enough clean samples, or the time limit is reached.
+
+    Args:
+        bench: Where to run them; what it held before is unloaded.
+        paths: Name to file; all are interleaved with each other and the reference.
+        config: How many samples, how far apart, for how long.
+        threads: The target's; with more than one, a sample is compared with the best wall time
+            by processor time seen for its network, not with 1.
+        tick: Told after each round which share of the wanted samples is there.
+    """
+    bench.unload()
+    names = [*paths, REFERENCE]
+    run_ms = np.array([*(bench.load(name, path) for name, path in paths.items()), 1.0])
+    run_ms = _warm_up(bench, names, run_ms, config)
+    generator = np.random.default_rng(config.seed)
+    began_s = bench.seconds()
+    record = np.empty((0, 5))
+    unfinished = np.arange(len(paths))
+    while len(unfinished) and bench.seconds() - began_s < config.time_limit_s:
+        order = _interleave(generator.permutation(unfinished), reference=len(paths))
+        found = bench.run([_visit(names[index], run_ms[index], config) for index in order])
+        record = np.concatenate([record, *_rows(order, found, bench.seconds())])
+        is_clean = _is_clean(record, threads=threads)
+        unfinished = _unfinished(record[is_clean], len(paths), config)
+        counts = np.bincount(record[is_clean, 0].astype(int), minlength=len(paths))
+        tick(float(np.minimum(counts / config.samples, 1.0).mean()))
+    is_clean = _is_clean(record, threads=threads)
+    return {
+        name: Series(
+            all_ms=record[record[:, 0] == index, 2],
+            is_clean=is_clean[record[:, 0] == index],
+            wanted=config.samples,
+        )
+        for index, name in enumerate(paths)
+    }
+
+
+def measure_networks(
+    networks: Mapping[str, Path],
+    target: Target,
+    config: ProfileConfig,
+    *,
+    progress: Progress = lambda done, total, text: None,
+    bench: Bench | None = None,
+) -> dict[str, Timing]:
+    """Return the Timing of whole networks, interleaved with each other and with the reference.
+
+    Args:
+        networks: Name to ONNX file.
+        target: What to measure on; must be this machine's.
+        config: How carefully.
+        progress: Told (done, total, text) as samples come in.
+        bench: Where to run them instead of a child process of this one.
+
+    Raises:
+        UnreliableTiming: a network got fewer than three clean samples, or is grade C and strict.
+        DeviceError: a network crashed or hung; the message names it.
+    """
+    if bench is None:
+        with ChildBench(target, timeout_s=config.timeout_s) as child:
+            return measure_networks(networks, target, config, progress=progress, bench=child)
+
+    def tick(share: float) -> None:
+        progress(int(share * len(networks)), len(networks), "timing whole networks")
+
+    found = measure(bench, networks, config, threads=target.threads, tick=tick)
+    for name, series in found.items():
+        series.require(name, strict=config.strict)
+    progress(len(networks), len(networks), "whole networks timed")
+    return {name: summarise(series, seed=config.seed) for name, series in found.items()}
+
+
+# ---------------------------------------------------------------- rounds
+def _visit(name: str, run_ms: float, config: ProfileConfig) -> Visit:
+    """Return a network's turn: long enough to be warm, each sample long enough for the clock."""
+    loops = max(1, math.ceil(config.sample_ms / run_ms))
+    if name == REFERENCE:
+        return Visit(name=name, prime=1, loops=loops, samples=1)
+    prime = max(MIN_PRIME, math.ceil(PRIME_MS / run_ms))
+    return Visit(name=name, prime=prime, loops=loops, samples=SAMPLES_A_VISIT)
+
+
+def _interleave(indices: npt.NDArray[np.int64], *, reference: int) -> list[int]:
+    """Return the indices with the reference before and behind each."""
+    order = [reference]
+    for index in indices:
+        order += [int(index), reference]
+    return order
+
+
+def _rows(order: Sequence[int], found: Sequence[Times], at_s: float) -> list[Times]:
+    """Return rows (index, time, wall ms, processor ms, the slower reference beside it in ms).
+
+    The reference is judged by its processor time: that it had to wait says nothing of its
+    neighbours, that it computed slowly does.
+    """
+    rows = []
+    for place in range(1, len(order), 2):
+        reference = max(found[place - 1][0, 1], found[place + 1][0, 1])
+        count = len(found[place])
+        columns = [np.full(count, order[place]), np.full(count, at_s), *found[place].T]
+        rows.append(np.column_stack([*columns, np.full(count, reference)]))
+    return rows
+
+
+def _is_clean(record: Times, *, threads: int) -> npt.NDArray[np.bool_]:
+    """Return which rows had a processor all the time, at a moment when the reference was fast."""
+    ratio = record[:, 2] / record[:, 3]
+    if threads > 1:
+        for index in np.unique(record[:, 0]):
+            rows = record[:, 0] == index
+            ratio[rows] /= np.quantile(ratio[rows], 0.1)
+    floor = np.quantile(record[:, 4], 0.1)
+    clean: npt.NDArray[np.bool_] = (ratio <= MAX_WALL_PER_CPU) & (
+        record[:, 4] <= MAX_REFERENCE * floor
+    )
+    return clean
+
+
+def _unfinished(clean: Times, count: int, config: ProfileConfig) -> npt.NDArray[np.int64]:
+    """Return the indices that still want clean samples, from more rounds or further apart."""
+    left = []
+    for index in range(count):
+        times_s = clean[clean[:, 0] == index, 1]
+        rounds = np.unique(times_s)
+        enough = len(times_s) >= config.samples and len(rounds) >= MIN_ROUNDS
+        if not enough or rounds[-1] - rounds[0] < config.spread_s:
+            left.append(index)
+    return np.array(left, dtype=np.int64)
+
+
+def _warm_up(bench: Bench, names: Sequence[str], run_ms: Times, config: ProfileConfig) -> Times:
+    """Run everything until two windows agree; return the ms of one run of each."""
+    began_s = bench.seconds()
+    while True:
+        visits = [_visit(name, ms, config) for name, ms in zip(names, run_ms, strict=True)]
+        window_s = bench.seconds()
+        rounds: list[list[float]] = []
+        while not rounds or bench.seconds() - window_s < WARM_WINDOW_S:
+            rounds.append([samples[:, 0].min() for samples in bench.run(visits)])
+        now = np.min(rounds, axis=0)
+        spent_s = bench.seconds() - began_s
+        agrees = abs(float(np.median(now / run_ms)) - 1) < WARM_AGREE
+        run_ms = now
+        if (agrees and spent_s >= WARM_MIN_S) or spent_s >= WARM_MAX_S:
+            return run_ms

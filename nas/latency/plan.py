@@ -1,0 +1,101 @@
+"""What a profile would do, before it does it: the entries that are missing and their cost."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nas.block import Block
+from nas.errors import ConfigError
+from nas.latency.measure import PRIME_MS, SAMPLES_A_VISIT, ProfileConfig
+from nas.latency.recipes import Chain, Recipe, chain_name, recipes
+from nas.latency.table import LatencyTable
+from nas.space import SearchSpace
+from nas.target import Target
+
+logger = logging.getLogger(__name__)
+
+EXPORT_S = 0.25  # a part
+LOAD_S = 0.05  # to join and load a chain
+REFERENCE_MS = 1.5  # beside each visit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Entries needed in all, recipes of those missing, networks to calibrate on, quiet seconds."""
+
+    needed: tuple[str, ...]
+    missing: tuple[Recipe, ...]
+    networks: int
+    seconds: float
+
+
+def plan(
+    needed: SearchSpace | Iterable[Block],
+    target: Target,
+    path: Path | str,
+    config: ProfileConfig | None = None,
+) -> Plan:
+    """Return what `profile` would measure and about how long it takes on a quiet machine.
+
+    Raises:
+        CorruptFile: the table that stands at `path` is damaged.
+        ConfigError: it is of another target.
+    """
+    table = standing(Path(path), target)
+    return plan_from(needed, table, config or ProfileConfig())
+
+
+def standing(path: Path, target: Target) -> LatencyTable:
+    """Return the table at `path`, or an empty one; raise ConfigError if it is of another target."""
+    if not path.is_file():
+        return LatencyTable(target=target, entries={}, path=str(path))
+    table = LatencyTable.load(path)
+    if not table.target.matches(target):
+        raise ConfigError(
+            f"the table {path} is of {table.target}, but {target} is to be measured. "
+            "Choose another --table, or the target it is of."
+        )
+    return table
+
+
+def plan_from(
+    needed: SearchSpace | Iterable[Block], table: LatencyTable, config: ProfileConfig
+) -> Plan:
+    """Return the plan for a table that is already loaded."""
+    networks = 0
+    if isinstance(needed, SearchSpace):
+        every = recipes(needed.every_block(), copies=config.copies)
+        lacks_fit = needed.name not in table.calibrations
+    else:
+        every = recipes(needed, copies=config.copies)
+        lacks_fit = False
+        if config.calibrate_on:
+            logger.warning("calibrate_on has no effect: it needs a space, but blocks were given")
+    missing = tuple(item for item in every if item.entry not in table.entries)
+    if isinstance(needed, SearchSpace) and (missing or lacks_fit):
+        networks = config.calibrate_on
+    return Plan(
+        needed=tuple(item.entry for item in every),
+        missing=missing,
+        networks=networks,
+        seconds=_seconds(missing, networks, config),
+    )
+
+
+def chains_of(batch: Sequence[Recipe]) -> dict[str, Chain]:
+    """Return every chain that these recipes need, by name."""
+    chains = [chain for item in batch for chain, _ in item.terms]
+    chains += [item.alone for item in batch]
+    return {chain_name(chain): chain for chain in chains}
+
+
+def _seconds(missing: Sequence[Recipe], networks: int, config: ProfileConfig) -> float:
+    batches = [missing[i : i + config.batch] for i in range(0, len(missing), config.batch)]
+    visit_ms = PRIME_MS + SAMPLES_A_VISIT * config.sample_ms + REFERENCE_MS
+    total_s = 0.0
+    for names in [*(chains_of(batch) for batch in batches), [""] * networks]:
+        timing_s = len(names) * visit_ms / 1e3 * -(-config.samples // SAMPLES_A_VISIT)
+        total_s += len(names) * LOAD_S + (max(timing_s, config.spread_s) if names else 0.0)
+    parts = {part for chain in chains_of(missing).values() for part in chain}
+    return total_s + len(parts) * EXPORT_S

@@ -1,0 +1,283 @@
+"""LatencyTable: what each part costs on one Target, as a JSON file and as prices of networks."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from nas.block import Block, parse
+from nas.errors import ConfigError, CorruptFile, NasError
+from nas.files import digest_json, into, packaged_folder, read_json, to_plain, write_atomic
+from nas.space import SearchSpace
+from nas.target import Target
+
+SCHEMA = 1
+UNIT = "ms"
+MAX_MS = 1e6
+GRADES = ("A", "B", "C")
+AFFINE = "affine"
+TABLES = Path("runs/tables")
+
+Codes = npt.NDArray[np.int64]
+Costs = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """The price of one part or block, and how well it is known.
+
+    `ms` is what it adds to a network (see nas/latency/recipes.py), `isolated_ms` what it takes as
+    a network of its own; p10 and p90 are of samples of `ms`; `clean` of `taken` samples counted.
+    """
+
+    ms: float
+    isolated_ms: float
+    p10: float
+    p90: float
+    clean: int
+    taken: int
+    grade: str
+    by: str
+
+    def __post_init__(self) -> None:
+        for name in ("ms", "isolated_ms"):
+            if not 0 < getattr(self, name) <= MAX_MS:
+                raise ValueError(
+                    f"{name} must be above 0 and at most {MAX_MS:,.0f}, "
+                    f"but is {getattr(self, name)}."
+                )
+        if not (math.isfinite(self.p10) and math.isfinite(self.p90)):
+            raise ValueError(f"p10 and p90 must be numbers, but are {self.p10} and {self.p90}.")
+        if not 0 <= self.clean <= self.taken:
+            raise ValueError(f"clean must be 0 to taken, but is {self.clean} of {self.taken}.")
+        if self.grade not in GRADES:
+            raise ValueError(f"grade must be one of {', '.join(GRADES)}, but is {self.grade!r}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What a sum of entries becomes in one space: constant + scale * sum, in ms.
+
+    `fitted_on` are the ids of the whole architectures measured for it. `held_out` are relative
+    errors on networks the fit had not seen (each left out once): `mean` and `worst`, and the same
+    of the sum without a fit as `mean_of_sum` and `worst_of_sum`.
+    """
+
+    form: str
+    coefficients: dict[str, float]
+    fitted_on: tuple[str, ...]
+    held_out: dict[str, float]
+
+    def __post_init__(self) -> None:
+        values = [*self.coefficients.values(), *self.held_out.values()]
+        if self.form != AFFINE or set(self.coefficients) != {"constant", "scale"}:
+            raise ValueError(f"form must be {AFFINE} with constant and scale, but is {self.form}.")
+        if not all(math.isfinite(value) for value in values) or self.coefficients["scale"] <= 0:
+            raise ValueError(f"coefficients must be numbers, scale above 0: {self.coefficients}.")
+
+    def apply(self, ms: Costs) -> Costs:
+        """Return calibrated ms for sums of entries in ms, of any shape."""
+        return self.coefficients["constant"] + self.coefficients["scale"] * ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyTable:
+    """Prices of parts and blocks on one Target; add up to the latency of a network.
+
+    `protocol` is how it was measured, `provenance` with what; neither changes an estimate.
+    """
+
+    target: Target
+    entries: Mapping[str, Entry]
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    path: str = ""
+
+    # ------------------------------------------------------------ files
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Return the table in a file.
+
+        Raises:
+            CorruptFile: missing, truncated, of another schema, or with a value no device takes.
+        """
+        plain = read_json(path)
+        known = {"schema", "unit", "target", "protocol", "provenance", "entries", "calibrations"}
+        if not isinstance(plain, dict) or set(plain) != known:
+            raise CorruptFile(
+                f"{path} is not a latency table: it must have the keys {', '.join(sorted(known))}. "
+                "Delete it and run `nas profile` again, or choose another --table."
+            )
+        if plain["schema"] != SCHEMA or plain["unit"] != UNIT:
+            raise CorruptFile(
+                f"{path} has schema {plain['schema']!r} in {plain['unit']!r}; schema {SCHEMA} in "
+                f"{UNIT} is read here. Make the table again with `nas profile`."
+            )
+        for name in ("entries", "calibrations", "protocol", "provenance"):
+            if not isinstance(plain[name], dict):
+                raise CorruptFile(f"{path}: {name} must be a mapping, but is {plain[name]!r:.60}.")
+        for name in plain["entries"]:
+            try:
+                parse(name)
+            except NasError as error:
+                raise CorruptFile(f"{path}: entries: {error}") from error
+        return cls(
+            target=Target.from_json(plain["target"], source=f"{path}: target"),
+            entries=into(
+                dict[str, Entry], plain["entries"], source=f"{path}: entries", error=CorruptFile
+            ),
+            calibrations=into(
+                dict[str, Calibration],
+                plain["calibrations"],
+                source=f"{path}: calibrations",
+                error=CorruptFile,
+            ),
+            protocol=plain["protocol"],
+            provenance=plain["provenance"],
+            path=str(path),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values, without its path."""
+        return {
+            "schema": SCHEMA,
+            "unit": UNIT,
+            "target": self.target.to_json(),
+            "protocol": to_plain(self.protocol),
+            "provenance": to_plain(self.provenance),
+            "entries": to_plain(self.entries),
+            "calibrations": to_plain(self.calibrations),
+        }
+
+    def save(self, path: Path | str) -> Self:
+        """Write it, one entry a line and keys sorted, and return it with that path."""
+        lines = []
+        for name, value in self.to_json().items():
+            if name in ("entries", "calibrations"):
+                rows = [f"  {_line(key)}: {_line(value[key])}" for key in sorted(value)]
+                text = "{\n" + ",\n".join(rows) + "\n }" if rows else "{}"
+            else:
+                text = _line(value)
+            lines.append(f" {_line(name)}: {text}")
+        write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
+        return replace(self, path=str(path))
+
+    @property
+    def digest(self) -> str:
+        """Sha256 (hex) of everything in the table."""
+        return digest_json(self.to_json())
+
+    # ------------------------------------------------------------ prices
+    def missing(self, blocks: Iterable[Block]) -> list[str]:
+        """Return, sorted, the entries that these blocks need and the table lacks."""
+        names = {name for block in blocks for name in self._names(block)}
+        return sorted(names - self.entries.keys())
+
+    def block_ms(self, block: Block) -> float:
+        """Return the uncalibrated price of one block: its own entry, or the sum of its parts'.
+
+        Raises:
+            ConfigError: an entry is missing; the message names it and the command to measure it.
+        """
+        try:
+            return sum(self.entries[name].ms for name in self._names(block))
+        except KeyError as error:
+            raise self._incomplete([block]) from error
+
+    def estimate(
+        self, blocks: Sequence[Block | str], space: SearchSpace | str | None = None
+    ) -> float:
+        """Return the latency in ms of a network, or of any blocks.
+
+        Args:
+            blocks: Blocks or their strings.
+            space: The search space a network is from: its calibration is used if there is one.
+
+        Raises:
+            ConfigError: an entry is missing; a price is never guessed.
+        """
+        parsed = [parse(block) if isinstance(block, str) else block for block in blocks]
+        if self.missing(parsed):
+            raise self._incomplete(parsed)
+        total = np.float64(sum(self.block_ms(block) for block in parsed))
+        return float(self._calibrated(np.array(total), space))
+
+    def isolated(self, blocks: Sequence[Block]) -> float:
+        """Return the sum in ms of the blocks' parts each timed alone: the naive estimate."""
+        names = (name for block in blocks for name in self._names(block))
+        return sum(self.entries[name].isolated_ms for name in names)
+
+    def pricer(self, space: SearchSpace) -> Callable[[Codes], Costs]:
+        """Return a function from codes (n, genes) of a space to latencies (n,) in ms.
+
+        Raises:
+            ConfigError: an entry that the space needs is missing.
+        """
+        blocks = space.every_block()
+        if self.missing(blocks):
+            raise self._incomplete(blocks, space)
+        additive = space.pricer(self.block_ms)
+        return lambda codes: self._calibrated(additive(codes), space)
+
+    def _names(self, block: Block) -> tuple[str, ...]:
+        whole = str(block)
+        return (whole,) if whole in self.entries else tuple(map(str, block.parts()))
+
+    def _calibrated(self, ms: Costs, space: SearchSpace | str | None) -> Costs:
+        name = space.name if isinstance(space, SearchSpace) else space
+        calibration = self.calibrations.get(name) if name is not None else None
+        return ms if calibration is None else calibration.apply(ms)
+
+    def _incomplete(self, blocks: Iterable[Block], space: SearchSpace | None = None) -> ConfigError:
+        missing = self.missing(blocks)
+        target = self.target
+        words = f"{target.runtime},{target.precision},b{target.batch},t{target.threads}"
+        return ConfigError(
+            f"the latency table {self.path or target.id} has no entry for {missing[0]}"
+            + (f" and {len(missing) - 1} others" if len(missing) > 1 else "")
+            + f". Measure what is missing with `nas profile {space.name if space else 'SPACE'} "
+            f"--target {words}" + (f" --table {self.path}`." if self.path else "`.")
+        )
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def find_table(
+    target: Target, path: Path | str | None = None, folders: Sequence[Path | str] | None = None
+) -> Path | None:
+    """Return the first table of this very target, or None.
+
+    Args:
+        target: What the table must be of; another device's is never used.
+        path: A table to use and no other.
+        folders: Where to look, each for `<id>.json` and `<device>/<id>.json`. Default:
+            `runs/tables`, `latency_tables`, and what is installed with the package.
+
+    Raises:
+        CorruptFile: `path` or a file of that name cannot be read as a table.
+        ConfigError: `path` is of another target.
+    """
+    if path is not None:
+        found = LatencyTable.load(path).target
+        if not found.matches(target):
+            raise ConfigError(
+                f"the table {path} is of {found}, but latencies of {target} are asked for. "
+                "Leave --table out, or choose the target it is of."
+            )
+        return Path(path)
+    if folders is None:
+        folders = (TABLES, Path("latency_tables"), packaged_folder("latency_tables"))
+    for folder in folders:
+        for place in (Path(folder), Path(folder) / target.device.slug):
+            file = place / f"{target.id}.json"
+            if file.is_file() and LatencyTable.load(file).target.matches(target):
+                return file
+    return None

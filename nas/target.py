@@ -1,0 +1,243 @@
+"""Device (a machine) and Target (a device with everything else a latency depends on)."""
+
+import os
+import platform
+import re
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+from nas.errors import ConfigError, CorruptFile, DeviceError
+from nas.files import into, to_plain
+
+EXPORTER = "dynamo"
+OPSET = 20
+GRAMMAR = "RUNTIME[,PRECISION][,bBATCH][,tTHREADS], for example onnxruntime,fp32,b1,t1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeFacts:
+    """What is known of a runtime without loading it: its package, and what it can be asked for."""
+
+    package: str
+    precisions: tuple[str, ...]
+    layout: str
+
+
+# A new runtime has one row here and one class in nas/latency/runtimes.py.
+RUNTIMES: dict[str, RuntimeFacts] = {
+    "onnxruntime": RuntimeFacts(package="onnxruntime", precisions=("fp32",), layout="nchw"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A machine: its processor as a slug, its instruction set, the cores a process may use."""
+
+    cpu: str
+    arch: str
+    cores: int
+
+    def __post_init__(self) -> None:
+        for name in ("cpu", "arch"):
+            if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", getattr(self, name)):
+                raise ConfigError(
+                    f"device.{name} may have lower-case letters, digits, - and _, "
+                    f"but is {getattr(self, name)!r}."
+                )
+        if self.cores < 1:
+            raise ConfigError(f"device.cores must be at least 1, but is {self.cores}.")
+
+    @property
+    def slug(self) -> str:
+        """The folder of its tables, and the end of a target's id: `<cpu>-<arch>`."""
+        return f"{self.cpu}-{self.arch}"
+
+    @classmethod
+    def here(cls) -> Self:
+        """Return this machine."""
+        arch = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
+        return cls(cpu=_cpu_slug(), arch=arch or "unknown", cores=allowed_cores())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a latency is true for; two Targets never share a number.
+
+    `exporter` and `opset` say how a network became the runtime's file, `layout` is its input's.
+    """
+
+    device: Device
+    runtime: str
+    version: str
+    precision: str
+    batch: int
+    threads: int
+    layout: str = "nchw"
+    exporter: str = EXPORTER
+    opset: int = OPSET
+
+    def __post_init__(self) -> None:
+        for name in ("runtime", "version", "precision", "layout", "exporter"):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", getattr(self, name)):
+                raise ConfigError(
+                    f"target.{name} may have letters, digits, '.', '+' and '-', "
+                    f"but is {getattr(self, name)!r}."
+                )
+        for name in ("batch", "threads", "opset"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"target.{name} must be at least 1, but is {getattr(self, name)}."
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the target that `RUNTIME[,PRECISION][,bBATCH][,tTHREADS]` means on this machine.
+
+        Raises:
+            ConfigError: the text is not of that form, or asks for more threads than there are.
+            DeviceError: the runtime is unknown or not installed; the message says what to do.
+        """
+        runtime, *words = text.strip().split(",")
+        facts = runtime_facts(runtime)
+        asked = {"precision": "fp32", "b": "1", "t": "1"}
+        for word in words:
+            match = re.fullmatch(r"([bt])([1-9][0-9]{0,4})|([a-z]+[0-9]+)", word.strip())
+            if match is None:
+                raise ConfigError(f"a target is {GRAMMAR}, but {word!r} in {text!r} is none of it.")
+            asked[match[1] or "precision"] = match[2] or match[3]
+        if asked["precision"] not in facts.precisions:
+            raise ConfigError(
+                f"{runtime} is timed in {' or '.join(facts.precisions)}, "
+                f"but {text!r} asks for {asked['precision']}."
+            )
+        device = Device.here()
+        target = cls(
+            device=device,
+            runtime=runtime,
+            version=installed_version(runtime),
+            precision=asked["precision"],
+            layout=facts.layout,
+            batch=int(asked["b"]),
+            threads=int(asked["t"]),
+        )
+        if target.threads > device.cores:
+            raise ConfigError(
+                f"threads must be at most the {device.cores} cores this process may use, "
+                f"but {text!r} asks for {target.threads}. Ask for t{device.cores} or fewer."
+            )
+        return target
+
+    @property
+    def id(self) -> str:
+        """Its name in files and metrics: `onnxruntime-1.31.1_fp32_nchw_b1_t1@<cpu>-<arch>`."""
+        numbers = f"b{self.batch}_t{self.threads}"
+        what = f"{self.runtime}-{self.version}_{self.precision}_{self.layout}_{numbers}"
+        return f"{what}@{self.device.slug}"
+
+    def __str__(self) -> str:
+        return self.id
+
+    def matches(self, other: "Target") -> bool:
+        """Return whether latencies of one are true for the other: all but spare cores agree."""
+        return self == replace(other, device=replace(other.device, cores=self.device.cores))
+
+    def is_here(self) -> bool:
+        """Return whether this process can measure it: this machine, this runtime and version."""
+        device = Device.here()
+        facts = RUNTIMES.get(self.runtime)
+        return (
+            facts is not None
+            and self.device.slug == device.slug
+            and self.threads <= device.cores
+            and _version_or_none(facts.package) == self.version
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+    @classmethod
+    def from_json(cls, value: Any, *, source: str = "target") -> Self:
+        """Return the target that `to_json` wrote.
+
+        Raises:
+            CorruptFile: a field is missing, unknown or of the wrong type.
+        """
+        return into(cls, value, source=source, error=CorruptFile)
+
+
+# ---------------------------------------------------------------- runtimes
+def runtime_facts(runtime: str) -> RuntimeFacts:
+    """Return what is known of a runtime, or raise DeviceError naming those there are."""
+    facts = RUNTIMES.get(runtime)
+    if facts is None:
+        known = ", ".join(f"{name} (pip install {row.package})" for name, row in RUNTIMES.items())
+        raise DeviceError(
+            f"{runtime!r} is not a runtime known here. Known: {known}. A target is {GRAMMAR}."
+        )
+    return facts
+
+
+def installed_version(runtime: str) -> str:
+    """Return the version of an installed runtime, or raise DeviceError saying how to install it."""
+    package = runtime_facts(runtime).package
+    found = _version_or_none(package)
+    if found is None:
+        raise DeviceError(
+            f"the runtime {runtime} is not installed. Install it with `pip install {package}`."
+        )
+    return found
+
+
+def _version_or_none(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+# ---------------------------------------------------------------- this machine
+def allowed_cores() -> int:
+    """Return how many cores this process may keep busy: its affinity, and its cgroup's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, int(_quota_cores())))
+
+
+def _quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return the processor quota in cores of cgroup v2 or v1; infinite is a large number."""
+    for quota, period in (
+        (root / "cpu.max", None),
+        (root / "cpu" / "cpu.cfs_quota_us", root / "cpu" / "cpu.cfs_period_us"),
+    ):
+        try:
+            words = quota.read_text().split()
+            words += period.read_text().split() if period else []
+            if words[0] not in ("max", "-1"):
+                return float(words[0]) / float(words[1])
+        except (OSError, ValueError, IndexError):
+            continue  # not that kind of cgroup
+    return 1e6
+
+
+def _cpu_slug(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's name in lower case and hyphens: "amd-epyc-7763".
+
+    A name without a number ("Intel(R) Xeon(R) Processor", as cloud machines say) gets the family
+    and model numbers behind it, or different processors would share tables.
+    """
+    facts: dict[str, str] = {}
+    try:
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            facts.setdefault(key.strip().lower(), value.strip())
+    except OSError:
+        pass  # not Linux
+    name = facts.get("model name") or platform.processor() or platform.machine() or "unknown"
+    name = re.sub(r"\((r|tm|c)\)|\bcpu\b|\bprocessor\b|@.*", " ", name.lower())
+    if not re.search(r"[0-9]", name):
+        keys = ("cpu family", "model", "cpu implementer", "cpu part")
+        name += " " + " ".join(facts[key] for key in keys if key in facts)
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-") or "unknown"

@@ -1,0 +1,112 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nas.errors import NasError
+from nas.latency import ProfileConfig, compare, profile
+from nas.latency.calibrate import draw, fit
+from nas.latency.check import errors_of
+from nas.latency.measure import Timing
+from nas.space import SearchSpace
+from nas.target import Target
+
+
+@pytest.fixture
+def tiny() -> SearchSpace:
+    return SearchSpace.load("tiny").replace(num_classes=10)
+
+
+def timing(ms: float) -> Timing:
+    return Timing(
+        median_ms=ms, p10=ms, p90=ms, p95=ms, ci_high_ms=ms, clean=30, taken=30, grade="A",
+        spread=0.0,
+    )  # fmt: skip
+
+
+def test_errors_say_mean_median_worst_shares_and_rank() -> None:
+    errors = errors_of(np.array([1.0, 2.08, 3.6, 3.9]), np.array([1.0, 2.0, 3.0, 4.0]))
+    assert errors.mean == pytest.approx((0 + 0.04 + 0.2 + 0.025) / 4)
+    assert errors.median == pytest.approx(0.0325)
+    assert errors.worst == pytest.approx(0.2)
+    assert (errors.within_5, errors.within_10) == (0.75, 0.75)
+    assert errors.spearman == 1.0
+
+
+def test_on_a_machine_where_costs_add_up_the_table_beats_every_other_way(
+    make_bench: Any, export: Any, on: Any, true_ms: Any, target: Target, tmp_path: Path,
+    tiny: SearchSpace, config: ProfileConfig,
+) -> None:  # fmt: skip
+    table = profile(
+        tiny, target, tmp_path / "t.json", config, benches=on(make_bench()), export=export
+    )
+    drawn = draw(tiny, 12, seed=1)
+    networks = {item.id: tiny.blocks(item) for item in drawn}
+    timings = {
+        name: timing(true_ms([part for block in blocks for part in block.parts()]))
+        for name, blocks in networks.items()
+    }
+    found = compare(table, networks, timings, space=tiny)
+    assert [row.measured_ms for row in found.rows] == sorted(row.measured_ms for row in found.rows)
+    ours = found.errors["table_ms"].mean
+    assert ours < 0.02
+    assert all(ours < errors.mean for name, errors in found.errors.items() if name != "table_ms")
+    assert found.errors["isolated_ms"].mean > 0.2
+
+
+def test_networks_are_drawn_once_each_over_all_levels_and_never_those_to_avoid(
+    tiny: SearchSpace,
+) -> None:
+    fitted = [item.id for item in draw(tiny, 10, seed=0)]
+    drawn = draw(tiny, 10, seed=0, avoid=fitted)
+    assert len({*fitted, *(item.id for item in drawn)}) == 20
+    macs = sorted(sum(block.macs for block in tiny.blocks(item)) for item in drawn)
+    ends = [
+        sum(block.macs for block in tiny.blocks(item)) for item in (tiny.smallest(), tiny.largest())
+    ]
+    assert macs[0] < ends[0] * (ends[1] / ends[0]) ** 0.25
+    assert macs[-1] > ends[0] * (ends[1] / ends[0]) ** 0.75
+    assert [item.id for item in draw(tiny, 10, seed=0)] == fitted
+
+
+def test_a_fit_is_the_line_where_there_is_one_and_nothing_where_sums_are_right() -> None:
+    rng = np.random.default_rng(0)
+    sums = rng.uniform(1, 10, 16)
+    ids = [str(index) for index in range(16)]
+    line = fit(sums, 0.3 + 1.2 * sums, ids)
+    assert line.coefficients == pytest.approx({"constant": 0.3, "scale": 1.2})
+    assert line.held_out["mean"] < 1e-6 < 0.2 < line.held_out["mean_of_sum"]
+    same = fit(sums, sums.copy(), ids)
+    assert same.coefficients == pytest.approx({"constant": 0.0, "scale": 1.0})
+
+
+def test_a_fit_never_turns_the_order_round_nor_goes_below_zero() -> None:
+    sums = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    ids = list("abcde")
+    falling = fit(sums, np.array([5.0, 4.0, 3.0, 2.0, 1.0]), ids).coefficients
+    assert falling["scale"] > 0
+    steep = fit(sums, np.array([0.01, 5.0, 10.0, 15.0, 20.0]), ids).coefficients
+    assert steep["constant"] + steep["scale"] * sums.min() > 0
+
+
+def test_few_networks_give_a_scale_and_none_an_error() -> None:
+    one = fit(np.array([2.0]), np.array([3.0]), ["a"])
+    assert one.coefficients["constant"] == 0.0
+    with pytest.raises(NasError, match="at least one"):
+        fit(np.array([]), np.array([]), [])
+
+
+@pytest.mark.slow
+def test_a_real_table_of_real_networks_is_made_and_checked(tmp_path: Path) -> None:
+    from nas.latency import LatencyTable, check
+
+    space = SearchSpace.load("tiny").replace(num_classes=10)
+    target = Target.parse("onnxruntime,fp32,b1,t1")
+    config = ProfileConfig(samples=4, spread_s=0.2, time_limit_s=40.0, calibrate_on=6)
+    table = profile(space, target, tmp_path / "t.json", config)
+    assert LatencyTable.load(tmp_path / "t.json").missing(space.every_block()) == []
+    found = check(table, space, networks=4, config=config)
+    assert len(found.rows) == 4
+    assert not {row.id for row in found.rows} & set(table.calibrations["tiny"].fitted_on)
+    assert found.errors["table_ms"].mean < 0.5  # a busy machine is allowed to be far off

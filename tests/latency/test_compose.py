@@ -1,0 +1,91 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from nas.block import parse
+from nas.errors import CorruptFile
+from nas.latency.compose import Workshop, join
+
+
+def scale(factor: float, *, opset: int = 20, inputs: int = 1) -> Any:
+    """Return a model y = relu(factor * x) of shape (2,)."""
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2]) for n in ("x", "z")]
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
+    weight = numpy_helper.from_array(np.array([factor], dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["m"], name="mul"),
+        helper.make_node("Relu", ["m"], ["y"], name="act"),
+    ]
+    graph = helper.make_graph(nodes, "scale", values[:inputs], [out], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def run(model: Any, x: list[float]) -> list[float]:
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (y,) = session.run(None, {session.get_inputs()[0].name: np.array(x, dtype=np.float32)})
+    return [float(value) for value in y]
+
+
+def test_a_joined_model_computes_its_parts_in_order() -> None:
+    joined = join([scale(2), scale(-1), scale(3)], name="chain")
+    assert run(joined, [1.0, -1.0]) == [0.0, 0.0]
+    joined = join([scale(-1), scale(2), scale(3)], name="chain")
+    assert run(joined, [1.0, -1.0]) == [0.0, 6.0]
+    onnx.checker.check_model(joined, full_check=True)
+
+
+def test_copies_of_one_part_have_weights_of_their_own() -> None:
+    joined = join([scale(2)] * 3, name="chain")
+    names = [tensor.name for tensor in joined.graph.initializer]
+    assert len(names) == len(set(names)) == 3
+    assert len({node.name for node in joined.graph.node}) == 6
+
+
+def test_one_model_joined_with_nothing_is_itself() -> None:
+    assert run(join([scale(2)], name="one"), [1.0, 3.0]) == [2.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("models", "rule"),
+    [
+        ([scale(1), scale(1, opset=19)], "the opset of the others"),
+        ([scale(1, inputs=2)], "one input"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused_by_the_rule_they_break(
+    models: list[Any], rule: str
+) -> None:
+    with pytest.raises(CorruptFile, match=rule):
+        join(models, name="chain")
+
+
+def test_a_model_whose_weights_share_a_name_is_refused() -> None:
+    model = scale(1)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([5], dtype=np.float32), "w"))
+    with pytest.raises(CorruptFile, match="a name for each value"):
+        join([model], name="chain")
+
+
+def test_each_distinct_part_is_exported_once(tmp_path: Path, export: Any) -> None:
+    asked: list[str] = []
+
+    def counting(parts: Any, folder: Path, *, batch: int) -> Any:
+        asked.extend(map(str, parts))
+        return export(parts, folder, batch=batch)
+
+    a, b = parse("dw_r4_c8"), parse("ffn_r4_c8_h16")
+    workshop = Workshop(tmp_path, counting)
+    workshop.export([(a,), (a, a, b)])
+    workshop.export([(b, a)])
+    assert asked == ["dw_r4_c8", "ffn_r4_c8_h16"]
+    (tmp_path / "chains").mkdir()
+    paths = workshop.join({"one": (a, b), "two": (b, b, b)}, tmp_path / "chains")
+    assert len(onnx.load(str(paths["two"])).graph.node) == 3
+    assert sorted(paths) == ["one", "two"]

@@ -1,0 +1,184 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from nas.block import parse
+from nas.errors import ConfigError, UnreliableTiming
+from nas.latency.bench import REFERENCE
+from nas.latency.measure import ProfileConfig, Series, grade, measure, measure_networks, summarise
+from nas.target import Target
+
+PARTS = ["dw_r4_c16", "dw_r32_c64", "ffn_r8_c64_h128", "ffn_r14_c256_h1024", "mlp_r28_c96_h384"]
+
+
+@pytest.fixture
+def paths(tmp_path: Path, export: Any) -> dict[str, Path]:
+    return dict(export([parse(name) for name in PARTS], tmp_path, batch=1))
+
+
+@pytest.fixture
+def one(tmp_path: Path, export: Any) -> dict[str, Path]:
+    return dict(export([parse("ffn_r8_c64_h128")], tmp_path, batch=1))
+
+
+def worst_error(bench: Any, found: dict[str, Series]) -> float:
+    true_ms: dict[str, float] = bench.true_ms
+    return max(abs(float(np.median(s.clean_ms)) / true_ms[n] - 1) for n, s in found.items())
+
+
+@pytest.mark.parametrize(("busy", "slow"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.4), (0.4, 0.3)])
+def test_known_latencies_come_back_within_two_percent_whatever_others_do(
+    make_bench: Any, paths: dict[str, Path], config: ProfileConfig, busy: float, slow: float
+) -> None:
+    bench = make_bench(busy=busy, slow=slow)
+    assert worst_error(bench, measure(bench, paths, config)) < 0.02
+
+
+def test_a_plain_median_would_have_been_wrong_under_the_same_noise(
+    make_bench: Any, paths: dict[str, Path], config: ProfileConfig
+) -> None:
+    bench = make_bench(busy=0.4, slow=0.3)
+    found = measure(bench, paths, config)
+    errors = [np.median(s.all_ms) / bench.true_ms[name] - 1 for name, s in found.items()]
+    assert max(errors) > 0.2
+
+
+def test_each_network_gets_the_clean_samples_asked_for_spread_over_time(
+    make_bench: Any, paths: dict[str, Path]
+) -> None:
+    bench = make_bench(busy=0.3)
+    config = ProfileConfig(samples=20, spread_s=2.0, time_limit_s=60.0)
+    began = bench.seconds()
+    found = measure(bench, paths, config)
+    assert all(series.is_clean.sum() >= 20 for series in found.values())
+    assert bench.seconds() - began >= 2.0
+
+
+def test_samples_last_a_millisecond_and_follow_untimed_runs(
+    make_bench: Any, paths: dict[str, Path], config: ProfileConfig
+) -> None:
+    bench = make_bench()
+    measure(bench, paths, config)
+    for visit in bench.rounds[-1]:
+        assert visit.loops * bench.true_ms[visit.name] >= 0.95 * config.sample_ms
+        assert visit.prime >= 1
+        if visit.name != REFERENCE:
+            assert visit.prime * bench.true_ms[visit.name] >= 3.5
+
+
+def test_every_visit_stands_between_two_references_in_an_order_that_changes(
+    make_bench: Any, paths: dict[str, Path], config: ProfileConfig
+) -> None:
+    bench = make_bench()
+    measure(bench, paths, config)
+    orders = [[visit.name for visit in visits] for visits in bench.rounds if len(visits) == 11]
+    assert all(order[::2] == [REFERENCE] * 6 for order in orders)
+    assert len({tuple(order) for order in orders}) > 3
+
+
+def test_the_same_seed_gives_the_same_order_and_numbers(
+    make_bench: Any, paths: dict[str, Path], config: ProfileConfig
+) -> None:
+    first, second = make_bench(busy=0.3), make_bench(busy=0.3)
+    one, two = measure(first, paths, config), measure(second, paths, config)
+    assert first.rounds == second.rounds
+    assert all((one[name].all_ms == two[name].all_ms).all() for name in paths)
+
+
+def test_threads_that_share_the_work_do_not_look_like_disturbances(
+    make_bench: Any, paths: dict[str, Path], config: ProfileConfig
+) -> None:
+    bench = make_bench(cpu_per_wall=1.6, busy=0.3)
+    found = measure(bench, paths, config, threads=2)
+    assert worst_error(bench, found) < 0.02
+    assert all(series.is_clean.sum() >= config.samples for series in found.values())
+
+
+def test_a_machine_that_is_never_quiet_is_said_to_be_unreliable_within_the_limit(
+    make_bench: Any, one: dict[str, Path], target: Target
+) -> None:
+    bench = make_bench(busy=1.0)
+    config = ProfileConfig(samples=12, spread_s=1.0, time_limit_s=5.0)
+    began = bench.seconds()
+    with pytest.raises(UnreliableTiming, match=r"ffn_r8.*only 0 of \d+ samples were clean"):
+        measure_networks(one, target, config, bench=bench)
+    assert bench.seconds() - began < 20
+
+
+def test_a_network_with_too_few_clean_samples_is_grade_c_and_refused_when_strict(
+    make_bench: Any, one: dict[str, Path], target: Target
+) -> None:
+    plain: dict[str, Any] = {"samples": 2000, "spread_s": 0.5, "time_limit_s": 2.0}
+    timing = measure_networks(one, target, ProfileConfig(**plain), bench=make_bench())
+    assert [t.grade for t in timing.values()] == ["C"]
+    with pytest.raises(UnreliableTiming, match="2000"):
+        measure_networks(one, target, ProfileConfig(**plain, strict=True), bench=make_bench())
+
+
+def test_a_timing_says_its_quantiles_its_interval_and_what_a_user_would_see(
+    make_bench: Any, one: dict[str, Path], target: Target, config: ProfileConfig
+) -> None:
+    (quiet,) = measure_networks(one, target, config, bench=make_bench()).values()
+    assert quiet.grade == "A"
+    assert quiet.p10 <= quiet.median_ms <= quiet.ci_high_ms <= quiet.p90
+    (busy,) = measure_networks(one, target, config, bench=make_bench(busy=0.6)).values()
+    assert busy.grade == "B"
+    assert busy.p95 > 1.3 * busy.median_ms
+    assert busy.clean < busy.taken
+
+
+@pytest.mark.parametrize(("jitter", "letter"), [(0.01, "A"), (0.11, "B"), (0.4, "C")])
+def test_the_grade_follows_the_spread(
+    make_bench: Any, one: dict[str, Path], config: ProfileConfig, jitter: float, letter: str
+) -> None:
+    careful = ProfileConfig(samples=200, spread_s=1.0)
+    (series,) = measure(make_bench(jitter=jitter), one, careful).values()
+    assert grade(series.clean_ms, series) == letter == summarise(series).grade
+
+
+def test_progress_grows_to_the_whole(
+    make_bench: Any, paths: dict[str, Path], config: ProfileConfig
+) -> None:
+    shares: list[float] = []
+    measure(make_bench(busy=0.3), paths, config, tick=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_a_network_shorter_than_first_thought_still_gets_long_samples(
+    make_bench: Any, tmp_path: Path, config: ProfileConfig
+) -> None:
+    class ColdStart(make_bench):  # type: ignore[misc]
+        def load(self, name: str, path: Path) -> float:
+            return float(super().load(name, path) * 50)
+
+    bench = ColdStart()
+    node = helper.make_node("Relu", ["x"], ["y"], name="dw_r4_c16")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    model = helper.make_model(helper.make_graph([node], "g", values[:1], values[1:]))
+    onnx.save(model, str(tmp_path / "n.onnx"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "cost", lambda parts: 0.01)
+        measure(bench, {"n": tmp_path / "n.onnx"}, config)
+    assert all(v.loops * 0.01 >= 0.95 for v in bench.rounds[-1] if v.name == "n")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"samples": 2},
+        {"copies": 1},
+        {"batch": 0},
+        {"sample_ms": 0.0},
+        {"timeout_s": float("nan")},
+        {"spread_s": 400.0},
+        {"calibrate_on": -1},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        ProfileConfig(**wrong)

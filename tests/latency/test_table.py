@@ -1,0 +1,237 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nas.block import parse
+from nas.errors import ConfigError, CorruptFile, StorageError
+from nas.latency import LatencyTable, find_table
+from nas.latency.table import Calibration, Entry
+from nas.space import SearchSpace
+from nas.target import Target
+
+BLOCKS = ["stem_r32_i3_c8-16_b1_a1", "mb4d_r8_c16_h32_p3", "head_r8_i16_o10_bn_d0"]
+FIT = Calibration(
+    form="affine",
+    coefficients={"constant": 0.5, "scale": 1.1},
+    fitted_on=("0a1b2c3d4e5f",),
+    held_out={"mean": 0.01, "worst": 0.02, "mean_of_sum": 0.1, "worst_of_sum": 0.2},
+)
+
+
+def price(ms: float, **changes: Any) -> Entry:
+    values = {"p10": ms * 0.9, "p90": ms * 1.1, "clean": 30, "taken": 40, "grade": "A"}
+    return Entry(**{"ms": ms, "isolated_ms": ms + 1, "by": "slope of 1 and 3", **values, **changes})
+
+
+@pytest.fixture
+def table(target: Target) -> LatencyTable:
+    entries = {
+        "stem_r32_i3_c8-16_b1_a1": price(1.0),
+        "pool_r8_c16_p3": price(0.25),
+        "mlp_r8_c16_h32": price(2.0),
+        "head_r8_i16_o10_bn_d0": price(0.125),
+    }
+    return LatencyTable(
+        target=target,
+        entries=entries,
+        calibrations={"tiny": FIT},
+        protocol={"samples": 30},
+        provenance={"exporter": "dynamo, opset 20"},
+    )
+
+
+def full(space: SearchSpace, target: Target, seed: int = 0) -> LatencyTable:
+    rng = np.random.default_rng(seed)
+    names = sorted({str(part) for block in space.every_block() for part in block.parts()})
+    return LatencyTable(
+        target=target, entries={name: price(rng.uniform(0.01, 1)) for name in names}
+    )
+
+
+# ---------------------------------------------------------------- prices
+def test_an_estimate_is_the_sum_of_the_parts(table: LatencyTable) -> None:
+    assert table.estimate(BLOCKS) == 3.375
+    assert table.estimate([parse(text) for text in BLOCKS]) == 3.375
+
+
+def test_a_block_with_an_entry_of_its_own_is_priced_by_it(table: LatencyTable) -> None:
+    entries = {**table.entries, "mb4d_r8_c16_h32_p3": price(2.125)}
+    assert replace(table, entries=entries).estimate(BLOCKS) == 3.25
+
+
+def test_a_space_s_calibration_is_used_for_that_space_alone(table: LatencyTable) -> None:
+    assert table.estimate(BLOCKS, "tiny") == pytest.approx(0.5 + 1.1 * 3.375)
+    assert table.estimate(BLOCKS, "hybrid") == 3.375
+
+
+def test_the_isolated_sum_is_of_parts_timed_alone(table: LatencyTable) -> None:
+    assert table.isolated([parse(text) for text in BLOCKS]) == 3.375 + 4
+
+
+def test_a_missing_entry_is_an_error_with_the_command_that_measures_it(
+    table: LatencyTable, tmp_path: Path
+) -> None:
+    saved = table.save(tmp_path / "t.json")
+    with pytest.raises(
+        ConfigError, match=r"no entry for mlp_r8_c16_h64\. .*`nas profile"
+    ) as caught:
+        saved.estimate([*BLOCKS, "mb4d_r8_c16_h64_p3"])
+    assert "--target onnxruntime,fp32,b1,t1" in str(caught.value)
+    assert f"--table {tmp_path / 't.json'}" in str(caught.value)
+
+
+def test_a_pricer_names_what_is_missing_for_a_space_before_it_prices(table: LatencyTable) -> None:
+    with pytest.raises(ConfigError, match=r"no entry for .* and \d+ others.*`nas profile tiny"):
+        table.pricer(SearchSpace.load("tiny"))
+
+
+@pytest.mark.parametrize("name", ["tiny", "hybrid-64"])
+def test_prices_of_many_equal_one_by_one_estimates(name: str, target: Target) -> None:
+    space = SearchSpace.load(name)
+    table = replace(full(space, target), calibrations={name: FIT})
+    rng = np.random.default_rng(1)
+    options = [len(values) for values in space.genes().values()]
+    codes = rng.integers(0, options, size=(50, len(options)))
+    prices = table.pricer(space)(codes)
+    for choice, ms in zip(space.decode(codes), prices, strict=True):
+        blocks = space.blocks(space.architecture(choice))
+        assert table.estimate(blocks, space) == pytest.approx(ms, abs=1e-9)
+
+
+# ---------------------------------------------------------------- files
+def test_a_saved_table_comes_back_the_same(table: LatencyTable, tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    table.save(path)
+    loaded = LatencyTable.load(path)
+    assert replace(loaded, path="") == table
+    assert loaded.digest == table.digest
+    text = path.read_text()
+    loaded.save(path)
+    assert path.read_text() == text
+
+
+def test_the_file_has_one_entry_a_line_sorted(table: LatencyTable, tmp_path: Path) -> None:
+    table.save(tmp_path / "t.json")
+    lines = (tmp_path / "t.json").read_text().splitlines()
+    rows = [line for line in lines if line.startswith('  "')]
+    names = [json.loads("{" + row.rstrip(",") + "}").popitem()[0] for row in rows]
+    assert names == [*sorted(table.entries), "tiny"]
+
+
+def test_the_digest_changes_with_any_number(table: LatencyTable) -> None:
+    changed = {**table.entries, "pool_r8_c16_p3": price(0.2500001)}
+    assert replace(table, entries=changed).digest != table.digest
+
+
+def test_a_file_cut_at_any_byte_is_corrupt(table: LatencyTable, tmp_path: Path) -> None:
+    table.save(tmp_path / "t.json")
+    whole = (tmp_path / "t.json").read_bytes().rstrip()
+    for size in range(0, len(whole), 7):
+        (tmp_path / "cut.json").write_bytes(whole[:size])
+        with pytest.raises(CorruptFile, match=r"cut\.json"):
+            LatencyTable.load(tmp_path / "cut.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": 2},
+        {"unit": "s"},
+        {"entries": []},
+        {"target": {}},
+        {"colour": 1},
+        {"entries": {"mlp_r8": {}}},
+        {"calibrations": {"tiny": {"form": "affine"}}},
+    ],
+)
+def test_a_file_of_another_form_is_corrupt(
+    table: LatencyTable, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(table.to_json() | change))
+    with pytest.raises(CorruptFile, match=r"t\.json"):
+        LatencyTable.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ms": -1.0},
+        {"ms": 0.0},
+        {"ms": 1e7},
+        {"ms": "1"},
+        {"isolated_ms": -2.0},
+        {"grade": "Z"},
+        {"clean": 50},
+        {"by": None},
+        {"more": 1},
+    ],
+)
+def test_an_absurd_entry_is_refused_by_name(
+    table: LatencyTable, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    plain = table.to_json()
+    plain["entries"]["pool_r8_c16_p3"] |= change
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(plain))
+    with pytest.raises(CorruptFile, match=r"t\.json: entries.*pool_r8_c16_p3"):
+        LatencyTable.load(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_is_none_is_refused(table: LatencyTable, tmp_path: Path, number: str) -> None:
+    path = tmp_path / "t.json"
+    text = json.dumps(table.to_json()).replace('"ms": 0.25', f'"ms": {number}')
+    assert number in text
+    path.write_text(text)
+    with pytest.raises(CorruptFile):
+        LatencyTable.load(path)
+
+
+def test_a_table_that_cannot_be_written_says_where(table: LatencyTable, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        table.save(tmp_path / "file" / "t.json")
+
+
+# ---------------------------------------------------------------- looking for one
+def test_folders_are_searched_in_order_and_by_device(
+    table: LatencyTable, target: Target, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert find_table(target, folders=[first, second]) is None
+    late = second / target.device.slug / f"{target.id}.json"
+    table.save(late)
+    assert find_table(target, folders=[first, second]) == late
+    early = first / f"{target.id}.json"
+    table.save(early)
+    assert find_table(target, folders=[first, second]) == early
+
+
+def test_a_file_of_another_target_is_never_used(
+    table: LatencyTable, target: Target, tmp_path: Path
+) -> None:
+    other = replace(table, target=replace(target, exporter="other"))
+    path = tmp_path / f"{target.id}.json"
+    other.save(path)
+    assert find_table(target, folders=[tmp_path]) is None
+    with pytest.raises(ConfigError, match="Leave --table out"):
+        find_table(target, path)
+
+
+def test_a_given_table_is_the_one_that_is_used(
+    table: LatencyTable, target: Target, tmp_path: Path
+) -> None:
+    table.save(tmp_path / "mine.json")
+    assert find_table(target, tmp_path / "mine.json") == tmp_path / "mine.json"
+    with pytest.raises(CorruptFile):
+        find_table(target, tmp_path / "none.json")
+
+
+def test_a_calibration_that_would_turn_the_ranking_round_is_refused() -> None:
+    with pytest.raises(ValueError, match="scale above 0"):
+        replace(FIT, coefficients={"constant": 1.0, "scale": -1.0})
