@@ -1,7 +1,7 @@
 """The search engine: any table of genes, accuracies and costs, under hard budgets."""
 
 from nas.search.budgets import parse_budget, parse_budgets, parse_latency
-from nas.search.options import Mode, SearchOptions
+from nas.search.options import Mode, RankBy, SearchOptions
 from nas.search.run import run
 from nas.search.samplers import SAMPLERS, Mind, Problem, Proposal
 
@@ -11,6 +11,7 @@ __all__ = [
     "Mode",
     "Problem",
     "Proposal",
+    "RankBy",
     "SearchOptions",
     "parse_budget",
     "parse_budgets",

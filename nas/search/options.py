@@ -11,16 +11,20 @@ from nas.study import Choice
 
 Mode: TypeAlias = Literal["best", "front"]
 MODES: tuple[Mode, ...] = ("best", "front")
+RankBy: TypeAlias = Literal["accuracy", "loss"]
+RANKS: tuple[RankBy, ...] = ("accuracy", "loss")
 Progress: TypeAlias = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
-    """How to search. The first three settings are part of a study and may not change in it.
+    """How to search. The first four settings are part of a study and may not change in it.
 
     Attributes:
         sampler: "tpe", "nsga2" or "random".
         mode: "best" maximises accuracy within the budgets; "front" also minimises the first cost.
+        rank_by: What the sampler learns from. "loss" needs `evaluate` to return one; it is steadier
+            than an accuracy counted on few images, where many candidates tie.
         batch: Candidates proposed before the first of them is known; with an executor, how many
             are evaluated at once.
         complete: Makes a candidate whole: `complete(choice, level)` returns the choice to price,
@@ -35,6 +39,7 @@ class SearchOptions:
 
     sampler: str = "tpe"
     mode: Mode = "best"
+    rank_by: RankBy = "accuracy"
     batch: int = 1
     complete: Callable[[Choice, float | None], Choice] | None = None
     key: Callable[[Choice], Hashable] | None = None
@@ -50,6 +55,10 @@ class SearchOptions:
             )
         if self.mode not in MODES:
             raise ConfigError(f"mode must be one of {', '.join(MODES)}, but is {self.mode!r}.")
+        if self.rank_by not in RANKS:
+            raise ConfigError(
+                f"rank_by must be one of {', '.join(RANKS)}, but is {self.rank_by!r}."
+            )
         if self.batch < 1:
             raise ConfigError(f"batch must be at least 1, but is {self.batch}.")
         if self.timeout_s is not None and not self.timeout_s > 0:

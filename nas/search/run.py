@@ -61,6 +61,8 @@ def run(
     if evaluations < 1:
         raise ConfigError(f"evaluations must be at least 1, but is {evaluations}.")
     options = options or SearchOptions()
+    if options.executor is not None and options.batch == 1:
+        logger.warning("an executor has one candidate at a time: set batch to its workers")
     study = study or Study.in_memory()
     checked = check_genes(genes)
     pricer = Pricer(price, targets=study.attrs.get("targets", ()))
@@ -74,6 +76,7 @@ def run(
         "seed": seed,
         "sampler": options.sampler,
         "mode": options.mode,
+        "rank_by": options.rank_by,
         "batch": options.batch,
     }
     study.check(identity)
@@ -208,10 +211,7 @@ class _Search:
             batch = batch[: max(evaluations - self._done, 0)]
             fresh = [candidate for candidate in fresh if candidate in batch]
         choices = [candidate.choice for candidate in fresh]
-        executor, timeout_s = self._options.executor, self._options.timeout_s
-        with closing(
-            outcomes(evaluate, choices, executor=executor, timeout_s=timeout_s)
-        ) as results:
+        with closing(outcomes(evaluate, choices, self._options)) as results:
             for candidate in batch:
                 row = rows[candidate.key]
                 if row is not None:
@@ -250,7 +250,7 @@ class _Search:
         """Tell the mind one result, count it and report progress."""
         self._done += 1
         self._failures = 0 if outcome.accuracy is not None else self._failures + 1
-        self._mind.tell(proposal, outcome.accuracy, costs)
+        self._mind.tell(proposal, outcome.score(self._options.rank_by), costs)
         metric = self._study.metrics[0]
         if outcome.accuracy is not None:
             found = (-outcome.accuracy, costs[metric])

@@ -44,8 +44,8 @@ class Mind(Protocol):
         """Return a candidate found elsewhere, as if the mind had proposed it."""
         ...
 
-    def tell(self, proposal: Proposal, accuracy: float | None, costs: Mapping[str, float]) -> None:
-        """Take the result of a proposal; accuracy None means refused or failed."""
+    def tell(self, proposal: Proposal, score: float | None, costs: Mapping[str, float]) -> None:
+        """Take the result of a proposal: a score to maximise; None means refused or failed."""
         ...
 
 
@@ -53,7 +53,7 @@ class Mind(Protocol):
 class Problem:
     """What every mind is given: the genes, the budgets, and what to be good at.
 
-    `objective` is the cost to minimise beside the accuracy; None to look at accuracy alone.
+    `objective` is the cost to minimise beside the score; None to look at the score alone.
     """
 
     genes: Genes
@@ -83,7 +83,7 @@ class RandomMind:
         self._asked += 1
         return Proposal(self._asked, choice)
 
-    def tell(self, proposal: Proposal, accuracy: float | None, costs: Mapping[str, float]) -> None:
+    def tell(self, proposal: Proposal, score: float | None, costs: Mapping[str, float]) -> None:
         """Learn nothing."""
 
 
@@ -122,17 +122,17 @@ class OptunaMind:
         self._study.enqueue_trial(self._codec.encode(choice))
         return self.ask()
 
-    def tell(self, proposal: Proposal, accuracy: float | None, costs: Mapping[str, float]) -> None:
+    def tell(self, proposal: Proposal, score: float | None, costs: Mapping[str, float]) -> None:
         """Hand the result to the sampler."""
         from optuna.trial import TrialState
 
         trial = self._waiting.pop(proposal.ticket)
         for metric, limit in self._budgets.items():
             trial.set_constraint(metric, costs[metric] / limit - 1.0)
-        if accuracy is None:
+        if score is None:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
-            values = [accuracy] if self._objective is None else [accuracy, costs[self._objective]]
+            values = [score] if self._objective is None else [score, costs[self._objective]]
             self._study.tell(trial, values)
 
 

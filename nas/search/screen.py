@@ -87,6 +87,7 @@ class Screen:
         self._pool = self._fill()
         self._pool_left = self._pool  # of an enumerated space, what was not offered yet
         self._spare: list[Array] = []
+        self._draws_help = True  # until a whole round of them finds nothing feasible
 
     # ------------------------------------------------------------ what the engine asks
     @property
@@ -138,7 +139,8 @@ class Screen:
         if self.is_exhaustive:
             left, self._pool_left = self._pool_left, self._pool[:0]
             return list(self._rng.permutation(left, axis=0))
-        drawn = list(self._feasible(self._draw(DRAWS)))
+        drawn = list(self._feasible(self._draw(DRAWS))) if self._draws_help else []
+        self._draws_help = bool(drawn)
         if len(drawn) < FEW:  # taken from the end: the draws come first
             drawn = [*self._feasible(self._change(self._pool, DRAWS // 4)), *drawn]
         return drawn

