@@ -11,7 +11,7 @@ exporter at the same opset; a Target carries both.
 import copy
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from nas.errors import ConfigError, NasError
 from nas.files import write_atomic
 from nas.network.kinds import build_block, build_part
 from nas.network.residual import scale_residuals
+from nas.seeds import stage_seed
 
 EXPORTER = "dynamo"
 OPSET = 20
@@ -105,10 +106,15 @@ def parts_to_onnx(
 
 
 def _random_module(block: Block) -> nn.Module:
+    """Return a block with weights of its own: the exporter merges equal tensors of a graph."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(stage_seed(0, str(block)))
         module = build_part(block) if block.parts() == (block,) else build_block(block)
-    scale_residuals(module)
+        scale_residuals(module)
+        with torch.no_grad():
+            for name, value in module.state_dict().items():
+                if value.is_floating_point() and not name.endswith("conv.weight"):
+                    value += 0.02 + 0.01 * torch.rand_like(value)
     return module
 
 
@@ -178,7 +184,7 @@ def _extract(whole: Any, number: int, name: Path | str) -> Any:
         copied.attribute.extend(node.attribute)
         for slot, value in enumerate(node.input):
             if value in weights and value not in names:
-                names[value] = _weight_name(value, f"{copied.name}_{slot}")
+                names[value] = _weight_name(value, f"{copied.name}_{slot}", taken=names.values())
                 weight = graph.initializer.add()
                 weight.CopyFrom(weights[value])
                 weight.ClearField("metadata_props")
@@ -203,7 +209,10 @@ def _needed(nodes: Sequence[Any], output: str) -> list[Any]:
     return needed[::-1]
 
 
-def _weight_name(value: str, place: str) -> str:
-    """Return a parameter's own name, or for a constant that the exporter made the place of use."""
+def _weight_name(value: str, place: str, *, taken: Collection[str]) -> str:
+    """Return a parameter's own name; the place of use for a constant that the exporter made.
+
+    A name can be taken: equal tensors are merged, under the name that one of them has elsewhere.
+    """
     own = re.sub(r"^inner\.[0-9]+\.", "", value)
-    return own if "." in own else place
+    return own if "." in own and own not in taken else place
