@@ -252,6 +252,9 @@ def test_mixing_blends_labels_as_it_blends_pixels(augment: Augment) -> None:
     assert targets.shape == (count, 2)
     assert torch.allclose(targets.sum(dim=1), torch.ones(count))
     assert torch.allclose(pixels.mean(dim=(1, 2, 3)), targets[:, 1], atol=1e-5)
+    order = torch.from_numpy(draws.order(5, 2, split.indices.numpy()))
+    whole = torch.nn.functional.one_hot(labels[order], 2)
+    assert torch.allclose(targets + targets.flip(0), (whole + whole.flip(0)).float()), "one share"
     shares = targets.max(dim=1).values
     assert (shares < 0.99).any() and len(torch.unique(targets[:, 1])) > 5
     is_flat = pixels.flatten(1).std(dim=1) < 1e-6

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nas import checkpoint, files
 from nas.data import Augment, Data, Split
 from nas.errors import ConfigError, CorruptFile, StorageError, TrainingDiverged
-from nas.winner.distill import DistillConfig, evaluate, train
+from nas.winner.distill import LOWEST_LR, DistillConfig, _Run, evaluate, train
 
 CONFIG = DistillConfig(
     epochs=4, batch_size=8, lr=0.01, warmup_epochs=1, ema_decay=0.9, checkpoint_steps=5
@@ -292,6 +292,20 @@ def test_the_average_is_the_result_and_zero_switches_it_off(data: Data) -> None:
     assert averaged.losses == plain.losses, "the average does not feed back into training"
 
 
+def test_the_learning_rate_rises_by_the_step_and_falls_as_a_cosine(data: Data) -> None:
+    config = replace(CONFIG, epochs=10, warmup_epochs=2)
+    run = _Run(make_net(), data, config, None)
+    rates = []
+    for epoch in range(10):
+        for images, labels in run.batches(epoch, 0):
+            run.learn(images, labels, None)
+            rates.append(run.optimizer.param_groups[0]["lr"])
+    low, peak = LOWEST_LR * config.lr, config.lr
+    rise = [low + (peak - low) * step / 12 for step in range(12)]
+    fall = [low + (peak - low) * (1 + math.cos(math.pi * step / 48)) / 2 for step in range(48)]
+    assert rates == pytest.approx(rise + fall)
+
+
 def test_norms_biases_and_what_the_model_spares_do_not_decay(data: Data) -> None:
     class Sparing(Net):
         def no_weight_decay(self) -> set[str]:
@@ -335,9 +349,11 @@ def test_a_timm_model_is_scored_by_its_new_weights(data: Data) -> None:
         },
     )
     split = larger.split("search")
-    evaluate(net, split, larger)  # fills timm's cache of attention biases
-    for parameter in net.parameters():
-        parameter.data.mul_(1.5)
+    evaluate(net.eval(), split, larger)  # fills timm's cache of attention biases
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in net.named_parameters():
+        if name.endswith("attention_biases"):
+            parameter.data += 9 * torch.randn(parameter.shape, generator=generator)
     fresh = timm.create_model("levit_conv_128s", num_classes=4, img_size=32)
     fresh.load_state_dict(net.state_dict())
     assert evaluate(net.eval(), split, larger) == evaluate(fresh, split, larger)
