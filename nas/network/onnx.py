@@ -95,7 +95,7 @@ def parts_to_onnx(
         group = names[start : start + PARTS_AT_ONCE]
         blocks = [distinct[name] for name in group]
         shapes = [(b.in_channels, b.resolution, b.resolution) for b in blocks]
-        modules = [_random_module(block) for block in blocks]
+        modules = [sample_module(block) for block in blocks]
         proto = _export(_SideBySide(modules).eval(), shapes, batch)
         for index, name in enumerate(group):
             path = Path(folder) / f"{name}.onnx"
@@ -105,8 +105,12 @@ def parts_to_onnx(
     return paths
 
 
-def _random_module(block: Block) -> nn.Module:
-    """Return a block with weights of its own: the exporter merges equal tensors of a graph."""
+def sample_module(block: Block) -> nn.Module:
+    """Return the module that `parts_to_onnx` writes for a part or block, in training mode.
+
+    No two tensors are equal, within a block or between blocks: the exporter would merge them, and
+    a part would have one weight less than it has in a trained network.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(0, str(block)))
         module = build_part(block) if block.parts() == (block,) else build_block(block)
