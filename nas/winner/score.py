@@ -29,9 +29,7 @@ def evaluate(model: nn.Module, split: Split, data: Normalised, *, batch_size: in
     """
     device = next(model.parameters()).device
     was_training = model.training
-    # Through train mode, in which timm's attention drops biases that it cached from old weights.
-    model.train()
-    model.eval()
+    model.eval()  # in which timm's attention drops biases that it cached from old weights
     right, loss = 0, 0.0
     for images, labels in eval_batches(split, data, batch_size=batch_size, device=device):
         scores = model(images).float()
