@@ -27,7 +27,7 @@ HOMES = {
     "optuna": {"study", "search"},
     "sqlalchemy": {"study"},
     "onnx": {"network", "latency", "winner"},
-    "onnxruntime": {"latency"},
+    "onnxruntime": {"latency", "winner"},
     "ray": set(),
     "pydantic": {"files"},
     "yaml": {"files"},
