@@ -1,13 +1,10 @@
 """The search stage: evaluate architectures under the budget, measure the best ones whole."""
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from nas.errors import ConfigError, InfeasibleBudget
-from nas.latency import Timing, measure_networks
-from nas.network import build, to_onnx
+from nas.latency import Timing
 from nas.pipeline import budget as budgets
 from nas.pipeline.budget import Budget
 from nas.pipeline.materials import Materials
@@ -198,15 +195,9 @@ def measure_best(
 
 
 def _measure(materials: Materials, batch: Sequence[Trial], progress: Progress) -> dict[str, Timing]:
-    """Return {trial number: timing} of networks with random weights: latency does not see them."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {}
-        for trial in batch:
-            architecture = Architecture.from_json(trial.architecture)
-            path = Path(folder) / f"{trial.number}.onnx"
-            to_onnx(build(materials.space.blocks(architecture)).eval(), path)
-            paths[str(trial.number)] = path
-        timings: dict[str, Timing] = measure_networks(
-            paths, materials.target, materials.run.config.profile, progress=progress
-        )
-    return timings
+    """Return {trial number: timing}."""
+    networks = {
+        str(trial.number): materials.space.blocks(Architecture.from_json(trial.architecture))
+        for trial in batch
+    }
+    return materials.time_networks(networks, progress)

@@ -1,5 +1,7 @@
 """What the stages of one run share - data, space, target, table, supernet - loaded when needed."""
 
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -7,9 +9,12 @@ from pathlib import Path
 import torch
 
 from nas import data as nas_data
+from nas.block import Block
 from nas.data import Data
-from nas.latency import LatencyTable, find_table
-from nas.pipeline.run import Run
+from nas.latency import LatencyTable, Timing, find_table, measure_networks
+from nas.latency.compose import Workshop
+from nas.network.onnx import parts_to_onnx
+from nas.pipeline.run import Progress, Run
 from nas.seeds import stage_seed
 from nas.space import SearchSpace
 from nas.supernet import SuperNet
@@ -21,11 +26,28 @@ from nas.winner.teacher import make_teacher
 TABLES = Path("runs/tables")
 
 
+class Parts:
+    """ONNX files of parts, each exported once in a process: exporting is what takes the time."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="nas-parts-")
+        self._paths: dict[tuple[str, int], Path] = {}
+
+    def __call__(self, parts: Sequence[Block], folder: Path, *, batch: int = 1) -> dict[str, Path]:
+        """Return the file of each part by its string; `folder` is left alone."""
+        missing = [part for part in parts if (str(part), batch) not in self._paths]
+        place = Path(self._folder.name) / f"b{batch}"
+        for name, path in parts_to_onnx(missing, place, batch=batch).items():
+            self._paths[name, batch] = path
+        return {str(part): self._paths[str(part), batch] for part in parts}
+
+
 class Materials:
     """The parts a run is made of, each loaded once in a process."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.parts = Parts()
         if run.config.threads is not None:
             torch.set_num_threads(run.config.threads)
 
@@ -62,6 +84,25 @@ class Materials:
     def table(self) -> LatencyTable:
         """The latency table of the target."""
         return LatencyTable.load(self.table_path)
+
+    def time_networks(
+        self, networks: Mapping[str, Sequence[Block]], progress: Progress
+    ) -> dict[str, Timing]:
+        """Return measured latencies of whole networks of random weights, joined from parts.
+
+        Weights do not change a latency, and the runtime sees the same graph as in an exported
+        network, at a tenth of the export's time. `verify` times the exported file itself.
+        """
+        chains = {
+            name: tuple(part for block in blocks for part in block.parts())
+            for name, blocks in networks.items()
+        }
+        progress(0, len(chains), "exporting whole networks")
+        with tempfile.TemporaryDirectory() as folder:
+            workshop = Workshop(Path(folder), self.parts, batch=self.target.batch)
+            workshop.export(list(chains.values()))
+            paths = workshop.join(chains, Path(folder))
+            return measure_networks(paths, self.target, self.run.config.profile, progress=progress)
 
     @cached_property
     def supernet(self) -> SuperNet:

@@ -1,25 +1,23 @@
 """The first two stages: profile the device, train the supernet."""
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from nas import checkpoint
-from nas.latency import LatencyTable, ProfileConfig, check, measure_networks, plan
+from nas.latency import compare, plan
 from nas.latency import profile as profile_table
-from nas.network import build, to_onnx
+from nas.latency.calibrate import draw
 from nas.pipeline import budget as budgets
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress, Run
 from nas.seeds import stage_seed
-from nas.space import SearchSpace
 from nas.supernet import SuperNet, score
 from nas.supernet import train as train_supernet
 
+CHECK_SEED = 1
 PREDICTION_KEYS = ("id", "measured_ms", "table_ms", "isolated_ms", "macs_ms")
 
 
@@ -77,12 +75,14 @@ def profile(run: Run, materials: Materials | None = None) -> Outcome:
 def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, Any]:
     config, space, target = run.config, materials.space, materials.target
     path = materials.table_path
-    table = profile_table(space, target, path, config.profile, progress)
+    table = profile_table(space, target, path, config.profile, progress, export=materials.parts)
     fastest, fastest_ms = budgets.cheapest(space, table.pricer(space))
-    largest_ms = _largest_ms(table, space, config.profile, progress)
-    checked = check(
-        table, space, networks=config.check_networks, config=config.profile, progress=progress
-    )
+    fitted = table.calibrations[space.name].fitted_on if table.calibrations else ()
+    unseen = draw(space, config.check_networks, seed=CHECK_SEED, avoid=list(fitted))
+    networks = {architecture.id: space.blocks(architecture) for architecture in unseen}
+    largest = space.blocks(space.largest())
+    timings = materials.time_networks({**networks, "largest": largest}, progress)
+    checked = compare(table, networks, timings, space=space)
     return {
         "table": str(path),
         "digest": table.digest,
@@ -90,22 +90,11 @@ def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, An
         "entries": len(table.entries),
         "fastest": fastest.id,
         "fastest_ms": fastest_ms,
-        "largest_ms": largest_ms,
+        "largest_ms": timings["largest"].median_ms,
         "predictions": [
             {key: getattr(row, key) for key in PREDICTION_KEYS} for row in checked.rows
         ],
     }
-
-
-def _largest_ms(
-    table: LatencyTable, space: SearchSpace, config: ProfileConfig, progress: Progress
-) -> float:
-    """Return the measured latency of the largest network, from the table's calibration if there."""
-    largest = space.largest()
-    with tempfile.TemporaryDirectory() as folder:
-        path = to_onnx(build(space.blocks(largest)).eval(), Path(folder) / "largest.onnx")
-        timing = measure_networks({"largest": path}, table.target, config, progress=progress)
-    return timing["largest"].median_ms
 
 
 def _errors(predictions: list[dict[str, float]]) -> str:
