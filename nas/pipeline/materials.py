@@ -1,6 +1,8 @@
 """What the stages of one run share - data, space, target, table, supernet - loaded when needed."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -30,13 +32,14 @@ class Parts:
     """ONNX files of parts, each exported once in a process: exporting is what takes the time."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="nas-parts-")
+        self._folder = Path(tempfile.mkdtemp(prefix="nas-parts-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._paths: dict[tuple[str, int], Path] = {}
 
     def __call__(self, parts: Sequence[Block], folder: Path, *, batch: int = 1) -> dict[str, Path]:
         """Return the file of each part by its string; `folder` is left alone."""
         missing = [part for part in parts if (str(part), batch) not in self._paths]
-        place = Path(self._folder.name) / f"b{batch}"
+        place = self._folder / f"b{batch}"
         for name, path in parts_to_onnx(missing, place, batch=batch).items():
             self._paths[name, batch] = path
         return {str(part): self._paths[str(part), batch] for part in parts}
