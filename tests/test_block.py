@@ -149,7 +149,7 @@ def test_a_block_is_its_string_and_back(block: Block) -> None:
 
 
 @given(block=blocks)
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_formulas_are_what_torch_counts_for_the_block_and_each_part(block: Block) -> None:
     module = build_block(block, device="meta")
     assert count_params(module) == block.params == sum(part.params for part in block.parts())
@@ -161,7 +161,7 @@ def test_formulas_are_what_torch_counts_for_the_block_and_each_part(block: Block
 
 
 @given(block=blocks)
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_the_output_has_the_channels_and_side_that_the_block_says(block: Block) -> None:
     image = torch.empty(2, block.in_channels, block.resolution, block.resolution, device="meta")
     shape = build_block(block, device="meta").eval()(image).shape

@@ -37,7 +37,6 @@ NETWORKS = {
         "patch_merge_r8_i16_o24_h32_s8_f32-48",
         "cga_r4_c24_n3_k4_q7-5-3_w7_h48-48",
         "patch_merge_r4_i24_o32_h48_s8_f48-64",
-        "cga_r2_c32_n2_k4_q3-3_w7_h64-64",
         "head_r2_i32_o10_bn_d0",
     ],
     "all": [

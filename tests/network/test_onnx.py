@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import nn
 
+from nas import target
 from nas.block import BLOCKS, PARTS, Block, parse
 from nas.errors import ConfigError, NasError, StorageError
 from nas.network import parts_to_onnx, to_onnx
@@ -153,4 +154,4 @@ def test_no_weight_of_an_exported_part_is_lost_by_merging_equal_ones() -> None:
 
 
 def test_the_exporter_is_the_one_that_targets_name() -> None:
-    assert (EXPORTER, OPSET) == ("dynamo", 20)
+    assert (EXPORTER, OPSET) == (target.EXPORTER, target.OPSET)
