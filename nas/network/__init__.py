@@ -7,6 +7,7 @@ network keeps its blocks under `stem`, `stages.<stage>.<position>` and `head`;
 `model.block_prefixes` lists them in order.
 """
 
+from nas.network import stock
 from nas.network.kinds import build_block, build_part, part_prefixes, template
 from nas.network.model import NasHybrid, build
 from nas.network.onnx import parts_to_onnx, to_onnx
@@ -20,6 +21,7 @@ __all__ = [
     "part_prefixes",
     "parts_to_onnx",
     "scale_residuals",
+    "stock",
     "template",
     "to_onnx",
 ]

@@ -48,6 +48,7 @@ class Head(nn.Module):
             raise ConfigError(f"global_pool must be 'avg' or '', but is {global_pool!r}.")
         self.global_pool = global_pool
         self.num_classes = num_classes
+        self.distilled_training = self.distilled_training and bool(global_pool)
         self.fc, self.fc_dist = nn.Identity(), nn.Identity()
         if num_classes:
             self.fc = linear(self.channels, num_classes, **factory)

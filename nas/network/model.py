@@ -246,10 +246,10 @@ class NasHybrid(nn.Module):
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """Let training give the pair (scores, distilled scores) instead of their mean."""
-        if enable and not self.head.is_distilled:
+        if enable and not (self.head.is_distilled and self.head.global_pool):
             raise ConfigError(
-                "distilled training needs a head with two classifiers, but this one has one; "
-                "build the network with a head block that ends in d1."
+                "distilled training needs pooling and a head with two classifiers; build the "
+                "network with a head block that ends in d1, and global_pool='avg'."
             )
         self.head.distilled_training = enable
 

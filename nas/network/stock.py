@@ -63,7 +63,8 @@ def from_timm(model: nn.Module, **timm_kwargs: Any) -> NasHybrid:
 
     Args:
         model: An `EfficientFormer` or `EfficientVitMsra`.
-        timm_kwargs: As for `nas.network.build`, for example `drop_path_rate`.
+        timm_kwargs: As for `nas.network.build`, for example `drop_path_rate`; nothing that
+            changes a shape.
 
     Raises:
         ConfigError: another class, no classifier, or tensors our network has no place for.

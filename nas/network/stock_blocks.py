@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 from timm.layers.squeeze_excite import SqueezeExcite
-from timm.models._input import get_model_input_config
+from timm.models._input import _get_global_pool, get_model_input_config
 from timm.models.efficientformer import EfficientFormer, Flat, MetaBlock1d
 from timm.models.efficientvit_msra import EfficientVitMsra
 
@@ -50,6 +50,11 @@ def walk(model: nn.Module) -> list[Found]:
         raise ConfigError(
             f"only timm's EfficientFormer and EfficientVitMsra are lists of our blocks, "
             f"but this is a {type(model).__name__}."
+        )
+    if _get_global_pool(model) != "avg":
+        raise ConfigError(
+            f"only average pooling is a head of ours, but this {type(model).__name__} has "
+            f"global_pool={_get_global_pool(model)!r}."
         )
     _check_norms(model)
     check_chain(tuple(item.block for item in found))

@@ -8,6 +8,7 @@ import timm
 import torch
 from timm.data.config import resolve_data_config
 from timm.models import group_parameters
+from timm.models._manipulate import reinit_non_persistent_buffers
 from torch import nn
 
 from nas.errors import ConfigError
@@ -110,6 +111,15 @@ def test_images_of_another_size_are_refused_with_the_way_out(make: Make) -> None
             model(torch.zeros(shape))
 
 
+def test_weights_loaded_without_building_memory_first_compute_the_same(
+    make: Make, texts: Texts, images: torch.Tensor
+) -> None:
+    source = make("all")
+    empty = build(texts("all"), device="meta").to_empty(device="cpu").eval()
+    reinit_non_persistent_buffers(empty)
+    assert torch.equal(same_weights(empty, source)(images), source(images))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -160,6 +170,9 @@ def test_two_classifiers_give_their_mean_unless_told_to_train_apart(
     assert isinstance(model(images), torch.Tensor)
     with pytest.raises(ConfigError, match="two classifiers"):
         make("cga").set_distilled_training()
+    model.set_distilled_training()
+    model.reset_classifier(10, "")  # every place scored: a map, not a pair
+    assert model(images).shape == (2, 10, 2, 2)
     assert isinstance(make("cga").get_classifier(), nn.Linear)
 
 

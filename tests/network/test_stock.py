@@ -99,6 +99,22 @@ def test_with_every_tensor_drawn_both_compute_the_same(name: str, randomize: Ran
 
 
 @every_small
+def test_both_train_alike(name: str, randomize: Randomize) -> None:
+    theirs = randomize(stock(name, dtype=torch.float64)).train()
+    ours = from_timm(theirs)
+    x = images_for(theirs, torch.float64)
+    for model in (theirs, ours):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    after = from_timm(theirs).state_dict()  # running statistics too
+    for key, tensor in ours.state_dict().items():
+        torch.testing.assert_close(tensor, after[key], rtol=1e-6, atol=1e-9)
+
+
+@every_small
 def test_there_and_back_is_bit_equal(name: str, randomize: Randomize) -> None:
     theirs = refresh(randomize(stock(name)))
     ours = from_timm(theirs)
@@ -266,6 +282,8 @@ def test_sources_that_are_no_list_of_blocks_are_refused() -> None:
     shuffled.stages[3].blocks[2].token_mixer.attention_bias_idxs += 1
     with pytest.raises(ConfigError, match="not the order rows"):
         from_timm(shuffled)
+    with pytest.raises(ConfigError, match="global_pool='max'"):
+        from_timm(stock("vit", global_pool="max"))
     extended = stock("vit")
     extended.extra = nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="no block has a place for extra.bias, extra.weight"):
