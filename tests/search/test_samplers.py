@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
+import optuna
 import pytest
 
-from nas.search.samplers import SAMPLERS, Mind, Problem
+from nas.search.samplers import SAMPLERS, Mind, OptunaMind, Problem
 
 
 def problem(seed: int = 0, objective: str | None = None) -> Problem:
@@ -92,3 +93,26 @@ def test_tpe_learns_which_genes_matter() -> None:
     mind = SAMPLERS["tpe"](problem())
     late = think(mind, 80)[0][40:]
     assert sum(choice["k"] == (5, 3) for choice in late) > 0.5 * len(late)
+
+
+class Listener(optuna.samplers.RandomSampler):
+    """A sampler that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=0)
+        self.told: list[tuple[str, dict[str, float]]] = []
+
+    def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
+        self.told.append((state.name, trial.constraints))
+
+
+def test_optuna_hears_the_constraints_of_every_trial_whatever_became_of_it() -> None:
+    listener = Listener()
+    mind = OptunaMind(problem(), listener, num_starts=0)
+    for score, latency_ms in ((0.5, 4.5), (None, 9.0), (None, 2.25)):
+        mind.tell(mind.ask(), score, {"latency_ms": latency_ms})
+    assert listener.told == [
+        ("COMPLETE", {"latency_ms": 0.0}),
+        ("PRUNED", {"latency_ms": 1.0}),
+        ("PRUNED", {"latency_ms": -0.5}),
+    ]
