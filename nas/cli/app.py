@@ -1,5 +1,7 @@
 """The command line: parses, calls one function of the pipeline, prints. It holds no logic."""
 
+from typing import Annotated
+
 import typer
 
 from nas.cli import inspect, stages, whole
@@ -26,6 +28,27 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 space_app = typer.Typer(help="List the search spaces, or show one.", no_args_is_help=True)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import nas
+
+        print(f"nas {nas.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print it and exit."
+        ),
+    ] = False,
+) -> None:
+    """Carry the flags of the command itself."""
+
 
 app.command()(whole.quickstart)
 app.command()(whole.run)

@@ -105,6 +105,7 @@ def _search(run: Run, materials: Materials, name: str, progress: Progress) -> di
         seed=stage_seed(config.seed, "search"),
         options=SearchOptions(
             sampler=config.sampler,
+            rank_by="loss",
             complete=lambda choice, level: space.choice(space.architecture(choice)),
             key=lambda choice: space.architecture(choice).id,
             describe=describe,

@@ -40,6 +40,11 @@ def test_every_verb_explains_itself(verb: str) -> None:
     assert code == 0 and "Usage:" in out and len(out.splitlines()) > 5
 
 
+def test_version_is_printed() -> None:
+    code, out, _ = run("--version")
+    assert code == 0 and out.startswith("nas 0.")
+
+
 def test_spaces_are_listed_for_people_and_programs() -> None:
     code, out, _ = run("space", "list")
     assert code == 0 and "hybrid-64" in out
