@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from nas.block import Block
+from nas.errors import ConfigError
 from nas.latency.calibrate import draw, relative_line
+from nas.latency.compose import Workshop
 from nas.latency.measure import ProfileConfig, Progress, Timing, measure_networks
+from nas.latency.recipes import parts_of
 from nas.latency.table import Costs, LatencyTable
 from nas.space import SearchSpace
 
+MIN_NETWORKS = 3
 METHODS = ("table_ms", "isolated_ms", "isolated_line_ms", "macs_ms")
 
 
@@ -61,11 +65,12 @@ def check(
     config: ProfileConfig | None = None,
     seed: int = 1,
     progress: Progress = lambda done, total, text: None,
+    parts: Path | None = None,
 ) -> Check:
     """Measure networks of a space that its calibration has not seen, and compare.
 
-    They are drawn evenly over the levels of cost, exported whole as a winner is, and timed
-    interleaved on the table's target.
+    They are drawn evenly over the levels of cost, joined from their parts (node for node what a
+    whole export gives) and timed, interleaved, on the table's target.
 
     Args:
         table: Must price the space; its target must be this machine's.
@@ -74,26 +79,28 @@ def check(
         config: How carefully to measure.
         seed: Fixes the draw.
         progress: Told (done, total, text).
+        parts: A folder with parts that `profile` exported; others are added.
 
     Raises:
         ConfigError: an entry is missing.
         UnreliableTiming, DeviceError: as `measure_networks`.
     """
-    from nas.network import build
-    from nas.network.onnx import to_onnx
-
+    if networks < MIN_NETWORKS:
+        raise ConfigError(f"networks must be at least {MIN_NETWORKS}, but is {networks}.")
     fitted = table.calibrations.get(space.name)
     drawn = draw(space, networks, seed=seed, avoid=fitted.fitted_on if fitted else ())
     blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {}
-        for number, (name, chain) in enumerate(blocks.items()):
-            progress(number, len(blocks), "exporting networks to check the table with")
-            paths[name] = to_onnx(
-                build(chain).eval(), Path(folder) / f"{name}.onnx", batch=table.target.batch
-            )
+    chains = {name: parts_of(chain) for name, chain in blocks.items()}
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
+        progress(0, len(blocks), "exporting networks to check the table with")
+        workshop = Workshop(parts or Path(scratch), batch=table.target.batch)
+        workshop.export(list(chains.values()))
         timings = measure_networks(
-            paths, table.target, config or ProfileConfig(), progress=progress
+            workshop.join(chains, Path(folder)),
+            table.target,
+            config or ProfileConfig(),
+            progress=progress,
+            reference_ms=table.reference_ms,
         )
     return compare(table, blocks, timings, space=space)
 

@@ -18,6 +18,10 @@ class Export(Protocol):
 def join(models: Sequence[Any], *, name: str) -> Any:
     """Return one ONNX model that runs the models in order, each output the next one's input.
 
+    Where one ends and the next begins with a reshape (a part on tokens behind another), the two are
+    folded as the exporter folds them inside a network: the joined model is node for node what a
+    whole export gives.
+
     Args:
         models: `onnx.ModelProto`s of one input and one output, of one opset, without local
             functions; a model may stand more than once and then has its own copy of the weights.
@@ -51,7 +55,21 @@ def join(models: Sequence[Any], *, name: str) -> Any:
     last = graph.output.add()
     last.CopyFrom(models[-1].graph.output[0])
     last.name = given
+    ends = [_op_making(model, model.graph.output[0].name) for model in models[:-1]]
+    starts = [_op_taking(model, model.graph.input[0].name) for model in models[1:]]
+    if ("Reshape", "Reshape") in zip(ends, starts, strict=True):
+        from onnxscript.optimizer import optimize
+
+        joined = optimize(joined)
     return joined
+
+
+def _op_making(model: Any, value: str) -> str:
+    return next((str(n.op_type) for n in model.graph.node if value in n.output), "")
+
+
+def _op_taking(model: Any, value: str) -> str:
+    return next((str(n.op_type) for n in model.graph.node if n.input[:1] == [value]), "")
 
 
 class _Rename:
@@ -87,16 +105,20 @@ class Workshop:
     """Makes ONNX files of chains; each distinct part is exported at most once.
 
     Args:
-        folder: Where parts are put; the caller owns it.
+        folder: Where parts are put, and found if they were put there before; the caller owns it.
         export: How parts become files.
         batch: Images in a batch.
     """
 
-    def __init__(self, folder: Path, export: Export, *, batch: int = 1) -> None:
+    def __init__(self, folder: Path, export: Export | None = None, *, batch: int = 1) -> None:
+        if export is None:
+            from nas.network.onnx import parts_to_onnx
+
+            export = parts_to_onnx
         self._folder = folder
         self._export = export
         self._batch = batch
-        self._parts: dict[str, Path] = {}
+        self._parts = {path.stem: path for path in folder.glob("*.onnx")}
 
     def export(self, chains: Sequence[Sequence[Block]]) -> None:
         """Export the parts that these chains lack."""

@@ -1,5 +1,6 @@
 """Making a latency table: what is missing is exported, timed in batches and written down."""
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,10 +29,12 @@ from nas.latency.measure import (
     measure,
 )
 from nas.latency.plan import Plan, chains_of, plan_from, standing
-from nas.latency.recipes import Chain, Recipe, chain_name
+from nas.latency.recipes import Chain, Recipe, chain_name, parts_of
 from nas.latency.table import Entry, LatencyTable
 from nas.space import SearchSpace
 from nas.target import Target
+
+logger = logging.getLogger(__name__)
 
 Benches = Callable[[Target, ProfileConfig], AbstractContextManager[Bench]]
 
@@ -57,6 +60,7 @@ def profile(
     *,
     benches: Benches = child_bench,
     export: Export | None = None,
+    parts: Path | None = None,
 ) -> LatencyTable:
     """Measure what a space (or blocks) needs and the table at `path` lacks; return the table.
 
@@ -71,6 +75,7 @@ def profile(
         progress: Told (entries done, entries missing at the start, text with the time left).
         benches: Makes the place where networks run; a child process for each batch by default.
         export: Writes ONNX files of parts; `nas.network.onnx.parts_to_onnx` by default.
+        parts: A folder to keep exported parts in, for `check` to find; by default none are kept.
 
     Raises:
         TryAgain: another process is writing this table.
@@ -81,16 +86,12 @@ def profile(
     """
     path = Path(path)
     config = config or ProfileConfig()
-    if export is None:
-        from nas.network.onnx import parts_to_onnx
-
-        export = parts_to_onnx
-    with lock(path.with_name(path.name + ".lock")), tempfile.TemporaryDirectory() as folder:
+    with lock(path.with_name(path.name + ".lock")), tempfile.TemporaryDirectory() as scratch:
         table = standing(path, target)
         todo = plan_from(needed, table, config)
         if not table.protocol:
             table = replace(table, protocol=_protocol(config), provenance=_provenance(target))
-        workshop = Workshop(Path(folder), export, batch=target.batch)
+        workshop = Workshop(parts or Path(scratch), export, batch=target.batch)
         profiler = _Profiler(target, config, workshop, benches, _Teller(progress, todo))
         for start in range(0, len(todo.missing), config.batch):
             table, unclear = profiler.add(table, todo.missing[start : start + config.batch])
@@ -138,7 +139,7 @@ class _Profiler:
         self, table: LatencyTable, batch: Sequence[Recipe]
     ) -> tuple[LatencyTable, UnreliableTiming | None]:
         """Return the table with what could be measured, and an error for what could not."""
-        series = self._time(chains_of(batch), "parts", count=len(batch))
+        table, series = self._time(table, chains_of(batch), "parts", count=len(batch))
         entries = dict(table.entries)
         unclear: UnreliableTiming | None = None
         for item in batch:
@@ -154,7 +155,7 @@ class _Profiler:
         drawn = draw(space, count, seed=self._config.seed)
         blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
         chains = {name: parts_of(chain) for name, chain in blocks.items()}
-        series = self._time(chains, "whole networks", count=0)
+        table, series = self._time(table, chains, "whole networks", count=0)
         for name, found in series.items():
             found.require(f"network {name}", strict=self._config.strict)
         measured = np.array([np.median(series[name].clean_ms) for name in blocks])
@@ -162,25 +163,35 @@ class _Profiler:
         fits = {**table.calibrations, space.name: fit(sums, measured, list(blocks))}
         return replace(table, calibrations=fits)
 
-    def _time(self, chains: Mapping[str, Chain], what: str, *, count: int) -> dict[str, Series]:
+    def _time(
+        self, table: LatencyTable, chains: Mapping[str, Chain], what: str, *, count: int
+    ) -> tuple[LatencyTable, dict[str, Series]]:
+        """Return the samples of chains, and the table knowing how fast this machine can be."""
         self._teller.say(f"exporting {what}")
         self._workshop.export(list(chains.values()))
         with tempfile.TemporaryDirectory() as folder:
             paths = self._workshop.join(chains, Path(folder))
             self._teller.say(f"loading {what}")
             with self._benches(self._target, self._config) as bench:
-                return measure(
+                series = measure(
                     bench,
                     paths,
                     self._config,
                     threads=self._target.threads,
+                    reference_ms=table.reference_ms,
                     tick=lambda share: self._teller.tick(share, count, f"timing {what}"),
                 )
-
-
-def parts_of(blocks: Iterable[Block]) -> Chain:
-    """Return the parts of a network in order."""
-    return tuple(part for block in blocks for part in block.parts())
+        seen_ms = min(item.reference_ms for item in series.values())
+        known_ms = table.reference_ms or seen_ms
+        if seen_ms * MAX_REFERENCE < known_ms and table.entries:
+            logger.warning(
+                "this machine is %.0f %% faster now than when the table %s was begun: its entries "
+                "are too high by about as much. Delete it to have it measured anew",
+                100 * (known_ms / seen_ms - 1),
+                table.path,
+            )
+        provenance = {**table.provenance, "reference_ms": round(min(seen_ms, known_ms), 6)}
+        return replace(table, provenance=provenance), series
 
 
 def entry(recipe: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entry:

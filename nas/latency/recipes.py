@@ -1,11 +1,12 @@
-"""What has to be timed to price a block: chains of parts, and how its cost is read off them.
+"""What has to be timed to price a part: chains of parts, and how its cost is read off them.
 
 A part timed alone pays for a session, for reading its input and for writing its output; inside a
 network it pays for none of these. So nothing is priced alone:
 
 * what keeps its shape (and can repeat) costs the slope between 1 and k copies in a row, each copy
   behind the companion that a block always gives it (`mlp` behind `pool`, `ffn` and `group_attn`
-  behind `dw`), less the companion's own slope: a layout change between two kinds belongs to them;
+  behind `dw`, `token_mlp` behind an `attn`), less the companion's own slope: a layout change
+  between two kinds belongs to them;
 * what changes shape costs the difference of a chain with and without it. Its neighbours are one
   fixed part for each shape, the depthwise `dw_r<side>_c<channels>`:
       stem         (stem, after) - slope(after)
@@ -19,15 +20,13 @@ the session's own cost is left once, in the stem.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nas.block import Block, Dw, Pool
+from nas.block import Attn, Block, Dw, Pool
 
 Chain = tuple[Block, ...]
 Terms = tuple[tuple[Chain, float], ...]
 
 SHAPE_CHANGERS = ("stem", "downsample", "merge", "head")
-# Kinds that are priced as one entry, because that predicted unseen networks better than their
-# parts did; see LOG.md.
-WHOLE_BLOCKS: frozenset[str] = frozenset()
+COMPANION_HEADS, COMPANION_KEY, COMPANION_VALUE = 4, 8, 16  # of the attn beside a token_mlp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +39,9 @@ class Recipe:
     alone: Chain
 
 
-def units(block: Block) -> tuple[Block, ...]:
-    """Return what a table prices a block by: itself, or its parts."""
-    return (block,) if block.kind in WHOLE_BLOCKS else block.parts()
+def parts_of(blocks: Iterable[Block]) -> Chain:
+    """Return the parts of a network in order."""
+    return tuple(part for block in blocks for part in block.parts())
 
 
 def probe(channels: int, resolution: int) -> Block:
@@ -50,32 +49,35 @@ def probe(channels: int, resolution: int) -> Block:
     return Dw(resolution=resolution, channels=channels)
 
 
-def companion(unit: Block) -> Chain:
-    """Return the fixed part that stands before every copy of a repeating unit, if any."""
+def companion(unit: Block) -> Block | None:
+    """Return the fixed part that stands before every copy of a repeating part, if any."""
+    r, c = unit.resolution, unit.in_channels
     if unit.kind == "mlp":
-        return (Pool(resolution=unit.resolution, channels=unit.in_channels, pool=3),)
+        return Pool(resolution=r, channels=c, pool=3)
+    if unit.kind == "token_mlp":
+        n, k, v = COMPANION_HEADS, COMPANION_KEY, COMPANION_VALUE
+        return Attn(resolution=r, channels=c, heads=n, key=k, value=v)
     if unit.kind in ("ffn", "group_attn"):
-        return (probe(unit.in_channels, unit.resolution),)
-    return ()
+        return probe(c, r)
+    return None
 
 
 def recipe(unit: Block, *, copies: int) -> Recipe:
-    """Return how to price one unit.
+    """Return how to price one part.
 
     Args:
-        unit: A part, or a block whose kind is in WHOLE_BLOCKS.
+        unit: The part.
         copies: Length of the longer chain of what repeats, at least 2.
     """
-    alone = unit.parts()
     if unit.kind in SHAPE_CHANGERS:
         return _difference(unit, copies)
     before = companion(unit)
-    terms = _slope((*before, *alone), copies)
-    by = f"slope of 1 and {copies}"
-    if before:
-        terms += _negative(_slope(before, copies))
-        by += f" behind {before[0]}"
-    return Recipe(entry=str(unit), terms=terms, by=by, alone=alone)
+    if before is None:
+        by = f"slope of 1 and {copies}"
+        return Recipe(entry=str(unit), terms=_slope((unit,), copies), by=by, alone=(unit,))
+    terms = _slope((before, unit), copies) + _negative(_slope((before,), copies))
+    by = f"slope of 1 and {copies} behind {before}"
+    return Recipe(entry=str(unit), terms=terms, by=by, alone=(unit,))
 
 
 def _difference(unit: Block, copies: int) -> Recipe:
@@ -114,7 +116,7 @@ def recipes(blocks: Iterable[Block], *, copies: int) -> tuple[Recipe, ...]:
     Shape-changers come first, their neighbours beside them, so that the chains that are
     subtracted from each other are timed in the same rounds.
     """
-    needed = {str(unit): unit for block in blocks for unit in units(block)}
+    needed = {str(part): part for part in parts_of(blocks)}
     changers = [unit for unit in needed.values() if unit.kind in SHAPE_CHANGERS]
     changers.sort(key=lambda unit: (-unit.resolution, unit.in_channels, str(unit)))
     rest = [unit for unit in needed.values() if unit.kind not in SHAPE_CHANGERS]
@@ -123,8 +125,9 @@ def recipes(blocks: Iterable[Block], *, copies: int) -> tuple[Recipe, ...]:
     for unit in (*changers, *rest):
         if unit.kind in SHAPE_CHANGERS and unit.kind != "stem":
             _add(ordered, probe(unit.in_channels, unit.resolution))
-        for part in companion(unit):
-            _add(ordered, part)
+        before = companion(unit)
+        if before is not None:
+            _add(ordered, before)
         _add(ordered, unit)
         if unit.kind in SHAPE_CHANGERS and unit.kind != "head":
             _add(ordered, probe(unit.out_channels, unit.out_resolution))

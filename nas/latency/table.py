@@ -173,6 +173,12 @@ class LatencyTable:
         """Sha256 (hex) of everything in the table."""
         return digest_json(self.to_json())
 
+    @property
+    def reference_ms(self) -> float | None:
+        """What the reference kernel took when its machine was at its best, if that is known."""
+        value = self.provenance.get("reference_ms")
+        return float(value) if isinstance(value, int | float) else None
+
     # ------------------------------------------------------------ prices
     def missing(self, blocks: Iterable[Block]) -> list[str]:
         """Return, sorted, the entries that these blocks need and the table lacks."""

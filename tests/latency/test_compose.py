@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from nas.block import parse
+from nas.block import parse, parse_network
 from nas.errors import CorruptFile
 from nas.latency.compose import Workshop, join
+from nas.latency.recipes import parts_of
 
 
 def scale(factor: float, *, opset: int = 20, inputs: int = 1) -> Any:
@@ -89,3 +91,54 @@ def test_each_distinct_part_is_exported_once(tmp_path: Path, export: Any) -> Non
     paths = workshop.join({"one": (a, b), "two": (b, b, b)}, tmp_path / "chains")
     assert len(onnx.load(str(paths["two"])).graph.node) == 3
     assert sorted(paths) == ["one", "two"]
+
+
+def test_parts_exported_before_are_found_again(tmp_path: Path, export: Any) -> None:
+    part = parse("dw_r4_c8")
+    Workshop(tmp_path, export).export([(part,)])
+
+    def refuse(parts: Any, folder: Path, *, batch: int) -> Any:
+        raise AssertionError(f"{parts} exported again")
+
+    Workshop(tmp_path, refuse).export([(part, part)])
+
+
+WHOLE = [
+    "stem_r32_i3_c8-16_b1_a1",
+    "mb4d_r8_c16_h32_p3",
+    "patch_merge_r8_i16_o48_h32_s8_f16-48",
+    "mb4d_r4_c48_h96_p3",
+    "cga_r4_c48_n3_k8_q5-3-3_w7_h48-96",
+    "mb3d_r4_c48_n4_k8_v16_h96",
+    "mb3d_r4_c48_n4_k8_v16_h48",
+    "downsample_r4_i48_o64",
+    "mb3d_r2_c64_n4_k8_v16_h96",
+    "mb3d_r2_c64_n4_k8_v16_h96",
+    "head_r2_i64_o10_ln_d0",
+]
+
+
+def optimised_ops(path: Path, folder: Path) -> Counter[str]:
+    """Return how often each operation stands in the graph that ONNX Runtime really runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(str(folder / "optimised.onnx")).graph.node
+    return Counter(node.op_type for node in nodes)
+
+
+@pytest.mark.slow
+def test_a_network_joined_from_parts_is_node_for_node_the_one_exported_whole(
+    tmp_path: Path,
+) -> None:
+    from nas.network import build
+    from nas.network.onnx import to_onnx
+
+    blocks = parse_network(WHOLE)
+    (tmp_path / "parts").mkdir()
+    workshop = Workshop(tmp_path / "parts")
+    workshop.export([parts_of(blocks)])
+    joined = workshop.join({"joined": parts_of(blocks)}, tmp_path)["joined"]
+    whole = to_onnx(build(blocks).eval(), tmp_path / "whole.onnx")
+    assert optimised_ops(joined, tmp_path) == optimised_ops(whole, tmp_path)

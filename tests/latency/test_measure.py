@@ -30,6 +30,15 @@ def worst_error(bench: Any, found: dict[str, Series]) -> float:
     return max(abs(float(np.median(s.clean_ms)) / true_ms[n] - 1) for n, s in found.items())
 
 
+def bench_of(make_bench: Any, paths: dict[str, Path]) -> Any:
+    """Return a bench that only knows the true times of these networks."""
+    bench = make_bench()
+    bench.unload()
+    for name, path in paths.items():
+        bench.load(name, path)
+    return bench
+
+
 @pytest.mark.parametrize(("busy", "slow"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.4), (0.4, 0.3)])
 def test_known_latencies_come_back_within_two_percent_whatever_others_do(
     make_bench: Any, paths: dict[str, Path], config: ProfileConfig, busy: float, slow: float
@@ -107,6 +116,46 @@ def test_a_machine_that_is_never_quiet_is_said_to_be_unreliable_within_the_limit
     with pytest.raises(UnreliableTiming, match=r"ffn_r8.*only 0 of \d+ samples were clean"):
         measure_networks(one, target, config, bench=bench)
     assert bench.seconds() - began < 20
+
+
+def test_a_machine_known_to_be_faster_is_waited_for(
+    make_bench: Any, paths: dict[str, Path], config: ProfileConfig
+) -> None:
+    bench = make_bench(slow=0.99)
+    by_session = measure(make_bench(slow=0.99, seed=1), paths, config)
+    assert worst_error(bench_of(make_bench, paths), by_session) > 0.3
+    known = measure(bench, paths, config, reference_ms=0.2)
+    assert worst_error(bench, known) < 0.03
+    assert not any(series.is_slow for series in known.values())
+
+
+def test_a_machine_that_stays_slower_than_it_is_known_to_be_gives_grade_c_and_a_warning(
+    make_bench: Any, one: dict[str, Path], target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ProfileConfig(samples=12, spread_s=0.5, time_limit_s=3.0)
+    bench = make_bench(slow=1.0)
+    (timing,) = measure_networks(one, target, config, reference_ms=0.2, bench=bench).values()
+    assert timing.grade == "C"
+    assert timing.clean >= 12
+    assert "67 % slower" in caplog.text
+
+
+def test_a_network_with_next_to_no_clean_samples_gets_the_time_limit_twice(
+    make_bench: Any, paths: dict[str, Path]
+) -> None:
+    class Unlucky(make_bench):  # type: ignore[misc]
+        def _visit(self, visit: Any) -> Any:
+            times = super()._visit(visit)
+            if visit.name == PARTS[0] and self.seconds() < 1006.0:
+                times[:, 0] *= 3
+            return times
+
+    bench = Unlucky()
+    config = ProfileConfig(samples=2000, spread_s=1.0, time_limit_s=4.0)
+    found = measure(bench, paths, config)
+    assert found[PARTS[0]].is_clean.sum() >= 3
+    late = [visit.name for visit in bench.rounds[-1]]
+    assert set(late) == {REFERENCE, PARTS[0]}
 
 
 def test_a_network_with_too_few_clean_samples_is_grade_c_and_refused_when_strict(

@@ -77,7 +77,7 @@ def test_the_table_covers_a_space_and_a_fit_corrects_what_sums_miss(
 
 def series(values: Any) -> Series:
     is_clean = np.ones(len(values), dtype=bool)
-    return Series(all_ms=np.array(values), is_clean=is_clean, wanted=len(values))
+    return Series(all_ms=np.array(values), is_clean=is_clean, wanted=len(values), reference_ms=0.1)
 
 
 def slope_of(one: Series, three: Series, **options: Any) -> Any:
