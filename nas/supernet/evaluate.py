@@ -70,7 +70,8 @@ def score(
     split = data.split("search")
     with torch.no_grad():
         for batch, labels in eval_batches(split, data, batch_size=config.batch_size, device=device):
-            scores = supernet(batch, architecture, statistics).double()
+            scores = supernet(batch, architecture, statistics).cpu().double()
+            labels = labels.cpu()
             loss += float(F.cross_entropy(scores, labels, reduction="sum"))
             right += int((scores.argmax(1) == labels).sum())
             images += len(labels)

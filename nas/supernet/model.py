@@ -114,9 +114,9 @@ class SuperNet(nn.Module):
                 ((slot, block),) = spot.candidates
                 x = self._run_frozen(x, slot, block)
                 continue
-            each = weights[spot.gene].to(x.device, x.dtype)
-            chosen = int(each.argmax())
-            total = torch.zeros((), device=x.device, dtype=x.dtype)
+            chosen = int(weights[spot.gene].argmax())
+            each = weights[spot.gene].to(x.device)
+            total = torch.zeros((), device=x.device)
             for number, (slot, block) in enumerate(spot.candidates):
                 with torch.set_grad_enabled(torch.is_grad_enabled() and number == chosen):
                     output = self._run_frozen(x, slot, block)
@@ -167,7 +167,7 @@ class SuperNet(nn.Module):
         model.load_state_dict(state, strict=True)
         return model.eval().to(next(self.parameters()).device)
 
-    def weight_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+    def weight_groups(self, weight_decay: float) -> list[dict[str, Any]]:  # Any: as torch has it
         """Return the parameters for an optimizer: weight decay for matrices and kernels only.
 
         Norms, biases, layer scales and attention bias tables are spared.

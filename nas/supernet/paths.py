@@ -11,21 +11,19 @@ from nas.space import Architecture, SearchSpace
 from nas.supernet.choice import kind_genes
 from nas.supernet.schedule import Schedule
 
-ROLES = ("largest", "smallest", "random")
-
 Genes = Mapping[str, tuple[Any, ...]]
 Numbers = dict[str, Any]  # gene -> option
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class StepPath:
     """An architecture and why it is run: the largest numbers, the smallest, or random ones."""
 
     role: str
     architecture: Architecture
 
 
-def step_paths(space: SearchSpace, schedule: Schedule, step: int) -> tuple[Path, ...]:
+def step_paths(space: SearchSpace, schedule: Schedule, step: int) -> tuple[StepPath, ...]:
     """Return the paths of one training step, in the order they are run."""
     each = schedule.config.paths_per_step
     roles = {
@@ -36,7 +34,7 @@ def step_paths(space: SearchSpace, schedule: Schedule, step: int) -> tuple[Path,
     first = schedule.paths_before(step)
     seed = schedule.config.seed
     return tuple(
-        Path(role, space.architecture(path_choice(space, role, seed=seed, draw=first + number)))
+        StepPath(role, space.architecture(path_choice(space, role, seed=seed, draw=first + number)))
         for number, role in enumerate(roles)
     )
 

@@ -38,9 +38,13 @@ def train(
 ) -> Trained:
     """Train a supernet in place, on the device it is on, and leave its checkpoints in a folder.
 
-    A folder with a checkpoint of the same training is gone on with: on one CPU process the result
-    is bit for bit that of a training that was never interrupted, because every draw is a function
-    of the seed and the number of the step. `load(folder)` gives the result back later.
+    A folder with a checkpoint of the same training is gone on with: on a CPU, with as many threads
+    as before, the result is bit for bit that of a training that was never interrupted, because
+    every draw is a function of the seed and the number of the step. `load(folder)` gives the
+    result back later.
+
+    Tensors of a slot that no path touched in a step stay as they are. Entries that a path of the
+    same kind did not reach get zero gradients, so that AdamW's decay and momentum move them on.
 
     Args:
         supernet: What to train; its weights are overwritten if there is a checkpoint.
@@ -97,6 +101,7 @@ class _Training:
             restored(found, self._identity(), self._parts(), source=self.folder)
             self.step = found.step
             self.history = History(found.state["history"])
+            log.info("going on after step %d of %d", self.step, self.schedule.steps)
 
     def save(self) -> None:
         """Write a checkpoint of the steps done, and the history beside it."""
@@ -144,8 +149,15 @@ class _Training:
             if is_saved:
                 self.save()
             if progress is not None:
-                left_s = (time.perf_counter() - begun) / (self.step - first) * (total - self.step)
-                progress(self.step, total, f"{self.history.last()}, {left_s:.0f} s left")
+                progress(self.step, total, f"{self.history.last()}, {self._left(first, begun)}")
+
+    def _left(self, first: int, begun: float) -> str:
+        """Return the time left: as much a path as since step `first`, which began at `begun`."""
+        before, so_far, in_all = (
+            self.schedule.paths_before(step) for step in (first, self.step, self.schedule.steps)
+        )
+        left_s = (time.perf_counter() - begun) / (so_far - before) * (in_all - so_far)
+        return f"{left_s:.0f} s left"
 
     def _stream(self, split: str, batch_size: int, start: int) -> Iterator[Batch]:
         """Yield a split's batches epoch after epoch, from batch number `start` on."""

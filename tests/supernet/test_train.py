@@ -98,14 +98,14 @@ def test_a_finished_training_is_given_back_without_a_step(tmp_path, small, quart
 
 
 def test_the_losses_of_each_role_are_written_apart_and_fall(tmp_path, small, quarters):
-    config = TrainConfig(steps=60, batch_size=32, log_steps=10, choice_every=5, sandwich=0.2)
+    config = TrainConfig(steps=36, batch_size=32, log_steps=6, choice_every=5, sandwich=0.2)
     texts: list[str] = []
     trained = train(
         SuperNet(small), quarters, config, tmp_path, progress=lambda *all_: texts.append(all_[2])
     )
     rows = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert rows == list(trained.history)
-    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
+    assert [row["step"] for row in rows] == [6, 12, 18, 24, 30, 36]
     assert rows[0].keys() == {"step", "lr", "largest", "random", "choice"}
     assert rows[-1].keys() == {"step", "lr", "largest", "smallest", "random", "choice"}
     assert rows[-1]["random"] < rows[1]["random"] - 0.2
@@ -223,7 +223,7 @@ from nas.supernet import SuperNet, TrainConfig, train
 torch.set_num_threads(1)
 data = load("digits", image_size=16)
 space = SearchSpace.load("tiny").replace(num_classes=10, image_size=16)
-config = TrainConfig(steps=60, batch_size=32, checkpoint_steps=5, choice_every=3)
+config = TrainConfig(steps=30, batch_size=16, checkpoint_steps=4, choice_every=3)
 train(SuperNet(space), data, config, sys.argv[1],
       progress=lambda done, total, text: Path(sys.argv[2]).write_text(str(done)))
 """
@@ -237,7 +237,7 @@ def test_a_training_killed_at_random_moments_ends_bit_equal(tmp_path):
 
     assert start(tmp_path / "whole").wait() == 0
     moments = random.Random(0)
-    for _ in range(4):
+    for _ in range(3):
         (tmp_path / "steps").unlink(missing_ok=True)
         process = start(tmp_path / "killed")
         while not (tmp_path / "steps").exists() and process.poll() is None:
