@@ -4,10 +4,11 @@ Nothing here loads torch or a runtime before something is exported or timed.
 """
 
 from nas.latency.check import Check, check, compare
-from nas.latency.measure import QUICK, ProfileConfig, Timing, measure_networks
+from nas.latency.measure import QUICK, ProfileConfig, measure_networks
 from nas.latency.plan import Plan, plan
 from nas.latency.profile import profile
 from nas.latency.table import LatencyTable, find_table
+from nas.latency.timing import Timing
 
 __all__ = [
     "QUICK",

@@ -11,9 +11,10 @@ from nas.block import Block
 from nas.errors import ConfigError
 from nas.latency.calibrate import draw, relative_line
 from nas.latency.compose import Workshop
-from nas.latency.measure import ProfileConfig, Progress, Timing, measure_networks
+from nas.latency.measure import ProfileConfig, Progress, measure_networks
 from nas.latency.recipes import parts_of
 from nas.latency.table import Costs, LatencyTable
+from nas.latency.timing import Timing
 from nas.space import SearchSpace
 
 MIN_NETWORKS = 3

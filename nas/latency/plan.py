@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nas.block import Block
 from nas.errors import ConfigError
-from nas.latency.measure import PRIME_MS, SAMPLES_A_VISIT, ProfileConfig
+from nas.latency.measure import PRIME_MS, SAMPLES_A_VISIT, ProfileConfig, by_bytes
 from nas.latency.recipes import Chain, Recipe, chain_name, recipes
 from nas.latency.table import LatencyTable
 from nas.space import SearchSpace
@@ -90,8 +90,18 @@ def chains_of(batch: Sequence[Recipe]) -> dict[str, Chain]:
     return {chain_name(chain): chain for chain in chains}
 
 
+def batches_of(missing: Sequence[Recipe], config: ProfileConfig) -> list[list[Recipe]]:
+    """Return the recipes in the batches that are timed together."""
+    made = {item.entry: item for item in missing}
+    sizes = {
+        name: sum(part.bytes for chain in chains_of([item]).values() for part in chain)
+        for name, item in made.items()
+    }
+    return [[made[name] for name in names] for names in by_bytes(sizes, at_most=config.batch)]
+
+
 def _seconds(missing: Sequence[Recipe], networks: int, config: ProfileConfig) -> float:
-    batches = [missing[i : i + config.batch] for i in range(0, len(missing), config.batch)]
+    batches = batches_of(missing, config)
     visit_ms = PRIME_MS + SAMPLES_A_VISIT * config.sample_ms + REFERENCE_MS
     total_s = 0.0
     for names in [*(chains_of(batch) for batch in batches), [""] * networks]:

@@ -24,13 +24,13 @@ from nas.latency.measure import (
     SAMPLES_A_VISIT,
     ProfileConfig,
     Progress,
-    Series,
-    grade,
+    by_bytes,
     measure,
 )
-from nas.latency.plan import Plan, chains_of, plan_from, standing
+from nas.latency.plan import Plan, batches_of, chains_of, plan_from, standing
 from nas.latency.recipes import Chain, Recipe, chain_name, parts_of
 from nas.latency.table import Entry, LatencyTable
+from nas.latency.timing import Series, grade
 from nas.space import SearchSpace
 from nas.target import Target
 
@@ -93,8 +93,8 @@ def profile(
             table = replace(table, protocol=_protocol(config), provenance=_provenance(target))
         workshop = Workshop(parts or Path(scratch), export, batch=target.batch)
         profiler = _Profiler(target, config, workshop, benches, _Teller(progress, todo))
-        for start in range(0, len(todo.missing), config.batch):
-            table, unclear = profiler.add(table, todo.missing[start : start + config.batch])
+        for batch in batches_of(todo.missing, config):
+            table, unclear = profiler.add(table, batch)
             table = table.save(path)
             if unclear is not None:
                 raise unclear
@@ -155,9 +155,14 @@ class _Profiler:
         drawn = draw(space, count, seed=self._config.seed)
         blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
         chains = {name: parts_of(chain) for name, chain in blocks.items()}
-        table, series = self._time(table, chains, "whole networks", count=0)
-        for name, found in series.items():
-            found.require(f"network {name}", strict=self._config.strict)
+        sizes = {name: sum(part.bytes for part in chain) for name, chain in chains.items()}
+        series: dict[str, Series] = {}
+        for group in by_bytes(sizes):
+            some = {name: chains[name] for name in group}
+            table, found = self._time(table, some, "whole networks", count=0)
+            series |= found
+        for name, item in series.items():
+            item.require(f"network {name}", strict=self._config.strict)
         measured = np.array([np.median(series[name].clean_ms) for name in blocks])
         sums = np.array([table.estimate(chain) for chain in blocks.values()])
         fits = {**table.calibrations, space.name: fit(sums, measured, list(blocks))}

@@ -8,7 +8,7 @@ from nas.errors import NasError
 from nas.latency import ProfileConfig, compare, profile
 from nas.latency.calibrate import draw, fit
 from nas.latency.check import errors_of
-from nas.latency.measure import Timing
+from nas.latency.timing import Timing
 from nas.space import SearchSpace
 from nas.target import Target
 

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper
 from nas.block import parse
 from nas.errors import ConfigError, UnreliableTiming
 from nas.latency.bench import REFERENCE
-from nas.latency.measure import ProfileConfig, Series, grade, measure, measure_networks, summarise
+from nas.latency.measure import ProfileConfig, by_bytes, measure, measure_networks
+from nas.latency.timing import Series, grade, summarise
 from nas.target import Target
 
 PARTS = ["dw_r4_c16", "dw_r32_c64", "ffn_r8_c64_h128", "ffn_r14_c256_h1024", "mlp_r28_c96_h384"]
@@ -214,6 +215,14 @@ def test_a_network_shorter_than_first_thought_still_gets_long_samples(
         patch.setattr(bench, "cost", lambda parts: 0.01)
         measure(bench, {"n": tmp_path / "n.onnx"}, config)
     assert all(v.loops * 0.01 >= 0.95 for v in bench.rounds[-1] if v.name == "n")
+
+
+def test_networks_too_large_to_be_loaded_together_go_in_groups() -> None:
+    gigabyte = 1024**3
+    sizes = {"a": gigabyte, "b": gigabyte // 4, "c": gigabyte // 8, "d": gigabyte // 4, "e": 1}
+    assert by_bytes(sizes) == [["a"], ["b", "c"], ["d", "e"]]
+    assert by_bytes(dict.fromkeys("abcde", 1), at_most=2) == [["a", "b"], ["c", "d"], ["e"]]
+    assert by_bytes({}) == []
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from nas.block import Block, parse
 from nas.errors import ConfigError, CorruptFile, DeviceError, TryAgain, UnreliableTiming
 from nas.files import lock
 from nas.latency import LatencyTable, ProfileConfig, plan, profile
-from nas.latency.measure import Series
 from nas.latency.profile import entry
 from nas.latency.recipes import recipe
+from nas.latency.timing import Series
 from nas.space import SearchSpace
 from nas.target import Target
 

@@ -1,0 +1,106 @@
+"""What samples say: a network's latency, how far it may be trusted, and when it is no number."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nas.errors import UnreliableTiming
+from nas.latency.bench import Times
+
+MIN_CLEAN = 3  # fewer are no measurement at all
+CONFIDENCE = 0.95
+GRADE_A, GRADE_B = 0.05, 0.10  # largest interquartile range by median
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """One network's latency in ms, batch as in its Target.
+
+    Median, p10 and p90 are of clean samples; p95 is of all samples, disturbed ones included.
+    `ci_high_ms` is the upper end of the median's 95 % bootstrap interval; `spread` is the
+    interquartile range by the median. Grade A: spread below 5 % and half of the samples clean;
+    B: spread below 10 %; C: the rest, fewer clean samples than asked for, or a machine that was
+    slower all the time than it is known to be.
+    """
+
+    median_ms: float
+    p10: float
+    p90: float
+    p95: float
+    ci_high_ms: float
+    clean: int
+    taken: int
+    grade: str
+    spread: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """All samples of one network in order of time, ms of one run, and which of them are clean.
+
+    `reference_ms` is the floor of the reference in their session. `is_slow`: the machine did not
+    reach the speed it is known for, and the samples are clean by this session's floor only.
+    """
+
+    all_ms: Times
+    is_clean: npt.NDArray[np.bool_]
+    wanted: int
+    reference_ms: float
+    is_slow: bool = False
+
+    @property
+    def clean_ms(self) -> Times:
+        """The clean samples in order of time."""
+        return self.all_ms[self.is_clean]
+
+    def require(self, name: str, *, strict: bool) -> None:
+        """Raise UnreliableTiming if there is too little to believe; any grade C if strict."""
+        clean, taken = int(self.is_clean.sum()), len(self.all_ms)
+        if clean < MIN_CLEAN or (strict and grade(self.clean_ms, self) == "C"):
+            raise UnreliableTiming(
+                f"{name}: only {clean} of {taken} samples were clean, {self.wanted} with little "
+                "spread are wanted. Stop other programs on this machine, or allow more time "
+                "(time_limit_s); what is measured already is kept."
+            )
+
+
+def grade(values_ms: Times, *series: Series) -> str:
+    """Return A, B or C for values that were read off these series (see Timing)."""
+    low, middle, high = np.quantile(values_ms, [0.25, 0.5, 0.75])
+    spread = (high - low) / middle if middle > 0 else math.inf
+    enough = all(item.is_clean.sum() >= item.wanted and not item.is_slow for item in series)
+    if not enough or spread >= GRADE_B:
+        return "C"
+    return "A" if spread < GRADE_A and all(item.is_clean.mean() >= 0.5 for item in series) else "B"
+
+
+def summarise(series: Series, *, seed: int = 0) -> Timing:
+    """Return the numbers of one series, which must have a clean sample."""
+    from scipy.stats import bootstrap
+
+    clean = series.clean_ms
+    p10, q1, median, q3, p90 = (float(x) for x in np.quantile(clean, [0.1, 0.25, 0.5, 0.75, 0.9]))
+    high = median
+    if clean.min() < clean.max():
+        interval = bootstrap(
+            (clean,),
+            np.median,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            n_resamples=999,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        high = float(interval.high)
+    return Timing(
+        median_ms=median,
+        p10=p10,
+        p90=p90,
+        p95=float(np.quantile(series.all_ms, 0.95)),
+        ci_high_ms=high,
+        clean=len(clean),
+        taken=len(series.all_ms),
+        grade=grade(clean, series),
+        spread=(q3 - q1) / median,
+    )
