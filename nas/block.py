@@ -56,8 +56,13 @@ class Block:
                 continue
             low = 0 if item.metadata["letter"] in ("b", "a", "d") else 1
             high = 1 if low == 0 else MAX_FIELD
-            numbers = value if isinstance(value, tuple) else (value,)
-            if not numbers or not all(type(n) is int and low <= n <= high for n in numbers):
+            is_list = str(item.type).startswith("tuple")
+            numbers = value if isinstance(value, tuple) and is_list else (value,)
+            if (
+                is_list != isinstance(value, tuple)
+                or not numbers
+                or not all(type(n) is int and low <= n <= high for n in numbers)
+            ):
                 raise ConfigError(
                     f"{self.kind}.{item.name} must be whole numbers from {low} to {high}, "
                     f"but is {value!r}."

@@ -79,6 +79,7 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "distill": ("teacher", "teach", "distill", "winners", "candidates", "seed", "threads"),
     "export": (),
+    "verify": ("target",),
     "report": (),
 }  # fmt: skip
 
