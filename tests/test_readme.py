@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ import nas
 from nas import errors, files
 from nas.block import parse
 from nas.cli.app import app
+from nas.latency.table import Calibration, Entry, LatencyTable
+from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
 from nas.space import Architecture, SearchSpace
 
+TABLE = ('"unit"', (LatencyTable, Entry, Calibration), {"schema", "unit"})
+WINNER = ('"ancestry"', (Winner, Accuracy, TargetResult, Ancestry), set[str]())
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
 FORMATS = (REPOSITORY / "docs/formats.md").read_text()
@@ -78,6 +83,15 @@ def test_the_space_and_the_architecture_in_the_docs_are_valid(tmp_path: Path) ->
     architecture = Architecture.from_json(json.loads(fenced(FORMATS, "json")[0]))
     assert space.name == "mine"
     assert SearchSpace.load("tiny").contains(architecture)
+
+
+@pytest.mark.parametrize(("mark", "kinds", "more"), [TABLE, WINNER], ids=["table", "winner"])
+def test_the_fields_in_the_docs_are_those_there_are(
+    mark: str, kinds: tuple[type, ...], more: set[str]
+) -> None:
+    (block,) = [block for block in fenced(FORMATS, "") if mark in block]
+    known = {item.name for kind in kinds for item in fields(kind)} - {"path"}
+    assert set(re.findall(r'"(\w+)"', block)) == known | more
 
 
 def test_the_views_in_the_docs_have_the_columns_there_are(tmp_path: Path) -> None:
