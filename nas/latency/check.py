@@ -10,7 +10,7 @@ import numpy as np
 from nas.block import Block
 from nas.errors import ConfigError
 from nas.latency.calibrate import draw, relative_line
-from nas.latency.compose import Workshop
+from nas.latency.compose import Export, Workshop
 from nas.latency.measure import ProfileConfig, Progress, measure_networks
 from nas.latency.recipes import parts_of
 from nas.latency.table import Costs, LatencyTable
@@ -66,7 +66,7 @@ def check(
     config: ProfileConfig | None = None,
     seed: int = 1,
     progress: Progress = lambda done, total, text: None,
-    parts: Path | None = None,
+    export: Export | None = None,
 ) -> Check:
     """Measure networks of a space that its calibration has not seen, and compare.
 
@@ -80,7 +80,7 @@ def check(
         config: How carefully to measure.
         seed: Fixes the draw.
         progress: Told (done, total, text).
-        parts: A folder with parts that `profile` exported; others are added.
+        export: Writes ONNX files of parts; `nas.network.onnx.parts_to_onnx` by default.
 
     Raises:
         ConfigError: an entry is missing.
@@ -94,7 +94,7 @@ def check(
     chains = {name: parts_of(chain) for name, chain in blocks.items()}
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
         progress(0, len(blocks), "exporting networks to check the table with")
-        workshop = Workshop(parts or Path(scratch), batch=table.target.batch)
+        workshop = Workshop(Path(scratch), export, batch=table.target.batch)
         workshop.export(list(chains.values()))
         timings = measure_networks(
             workshop.join(chains, Path(folder)),

@@ -105,8 +105,8 @@ class Workshop:
     """Makes ONNX files of chains; each distinct part is exported at most once.
 
     Args:
-        folder: Where parts are put, and found if they were put there before; the caller owns it.
-        export: How parts become files.
+        folder: Where parts are put; the caller owns it.
+        export: How parts become files; `nas.network.onnx.parts_to_onnx` by default.
         batch: Images in a batch.
     """
 
@@ -118,7 +118,7 @@ class Workshop:
         self._folder = folder
         self._export = export
         self._batch = batch
-        self._parts = {path.stem: path for path in folder.glob("*.onnx")}
+        self._parts: dict[str, Path] = {}
 
     def export(self, chains: Sequence[Sequence[Block]]) -> None:
         """Export the parts that these chains lack."""

@@ -60,7 +60,6 @@ def profile(
     *,
     benches: Benches = child_bench,
     export: Export | None = None,
-    parts: Path | None = None,
 ) -> LatencyTable:
     """Measure what a space (or blocks) needs and the table at `path` lacks; return the table.
 
@@ -75,7 +74,6 @@ def profile(
         progress: Told (entries done, entries missing at the start, text with the time left).
         benches: Makes the place where networks run; a child process for each batch by default.
         export: Writes ONNX files of parts; `nas.network.onnx.parts_to_onnx` by default.
-        parts: A folder to keep exported parts in, for `check` to find; by default none are kept.
 
     Raises:
         TryAgain: another process is writing this table.
@@ -91,7 +89,7 @@ def profile(
         todo = plan_from(needed, table, config)
         if not table.protocol:
             table = replace(table, protocol=_protocol(config), provenance=_provenance(target))
-        workshop = Workshop(parts or Path(scratch), export, batch=target.batch)
+        workshop = Workshop(Path(scratch), export, batch=target.batch)
         profiler = _Profiler(target, config, workshop, benches, _Teller(progress, todo))
         for batch in batches_of(todo.missing, config):
             table, unclear = profiler.add(table, batch)

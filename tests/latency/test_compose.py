@@ -93,16 +93,6 @@ def test_each_distinct_part_is_exported_once(tmp_path: Path, export: Any) -> Non
     assert sorted(paths) == ["one", "two"]
 
 
-def test_parts_exported_before_are_found_again(tmp_path: Path, export: Any) -> None:
-    part = parse("dw_r4_c8")
-    Workshop(tmp_path, export).export([(part,)])
-
-    def refuse(parts: Any, folder: Path, *, batch: int) -> Any:
-        raise AssertionError(f"{parts} exported again")
-
-    Workshop(tmp_path, refuse).export([(part, part)])
-
-
 WHOLE = [
     "stem_r32_i3_c8-16_b1_a1",
     "mb4d_r8_c16_h32_p3",
