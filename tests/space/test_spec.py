@@ -29,7 +29,7 @@ def change(plain: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     ("path", "value", "message"),
     [
         ("stages/1/widht", [8], r"stages\.1\.widht.*did you mean 'width'"),
-        ("stages/1/width", [40], r"multiple of head_dim, but 40 .* 16\. Use 32 or 48"),
+        ("stages/1/width", [40], r"multiple of head_dim, but 40 .* 32\. Use 32 or 64"),
         ("stages/1/width", [64, 32], "ascending"),
         ("stages/1/depth", [0, 1], "depth must list"),
         ("stages/1/depth", [1, 1000], "depth must list"),
@@ -37,7 +37,7 @@ def change(plain: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("stages/1/kinds", ["conv"], "kinds must list each of mb4d, cga"),
         ("stages/1/kinds", [], "kinds must list"),
         ("stages/1/head_dim", None, "a stage with cga needs head_dim"),
-        ("stages/1/tail", [2], "smallest tail must fit the smallest depth"),
+        ("stages/1/tail", [3], "smallest tail must fit the smallest depth"),
         ("stages/1/blocks", {"mb4d": {"expnd": [1]}}, "expnd.*did you mean 'expand'"),
         ("blocks/cga/kernels", [[4]], "kernels must be odd"),
         ("blocks/cga/key", "8", "key"),
