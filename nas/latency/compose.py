@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from nas.block import Block
 from nas.errors import CorruptFile
+from nas.files import storage_error
 
 
 class Export(Protocol):
@@ -128,7 +129,11 @@ class Workshop:
             self._parts.update(self._export(missing, self._folder, batch=self._batch))
 
     def join(self, chains: Mapping[str, Sequence[Block]], folder: Path) -> dict[str, Path]:
-        """Return {name: file} of chains whose parts are exported, written into `folder`."""
+        """Return {name: file} of chains whose parts are exported, written into `folder`.
+
+        Raises:
+            StorageError: the folder is full or cannot be written.
+        """
         import onnx
 
         models = {
@@ -140,5 +145,8 @@ class Workshop:
         for number, (name, chain) in enumerate(chains.items()):
             joined = join([models[str(part)] for part in chain], name=name)
             paths[name] = folder / f"{number}.onnx"
-            paths[name].write_bytes(joined.SerializeToString())
+            try:
+                paths[name].write_bytes(joined.SerializeToString())
+            except OSError as error:
+                raise storage_error(paths[name], error) from error
         return paths

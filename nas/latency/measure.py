@@ -50,7 +50,7 @@ class ProfileConfig:
     spread_s: float = 10.0
     sample_ms: float = 1.0
     time_limit_s: float = 300.0
-    batch: int = 64
+    batch: int = 96
     copies: int = 3
     calibrate_on: int = 0
     timeout_s: float = 60.0

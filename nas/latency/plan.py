@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 EXPORT_S = 0.25  # a part
 LOAD_S = 0.05  # to join and load a chain
 REFERENCE_MS = 1.5  # beside each visit
+WARM_S = 2.0  # to start and warm up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,21 +92,36 @@ def chains_of(batch: Sequence[Recipe]) -> dict[str, Chain]:
 
 
 def batches_of(missing: Sequence[Recipe], config: ProfileConfig) -> list[list[Recipe]]:
-    """Return the recipes in the batches that are timed together."""
+    """Return the recipes in the batches that are timed together, of about the same length."""
     made = {item.entry: item for item in missing}
     sizes = {
         name: sum(part.bytes for chain in chains_of([item]).values() for part in chain)
         for name, item in made.items()
     }
-    return [[made[name] for name in names] for names in by_bytes(sizes, at_most=config.batch)]
+    count = -(-len(made) // config.batch)
+    at_most = -(-len(made) // max(count, 1))
+    return [[made[name] for name in names] for names in by_bytes(sizes, at_most=at_most)]
+
+
+def session_seconds(
+    config: ProfileConfig, *, parts: int = 0, chains: int = 0, networks: int = 0
+) -> float:
+    """Return how long a session should take that exports parts and times chains or networks."""
+    timed = chains + networks
+    visit_ms = PRIME_MS + SAMPLES_A_VISIT * config.sample_ms + REFERENCE_MS
+    timing_s = timed * visit_ms / 1e3 * -(-config.samples // SAMPLES_A_VISIT)
+    return parts * EXPORT_S + timed * LOAD_S + WARM_S + max(timing_s, config.spread_s)
 
 
 def _seconds(missing: Sequence[Recipe], networks: int, config: ProfileConfig) -> float:
-    batches = batches_of(missing, config)
-    visit_ms = PRIME_MS + SAMPLES_A_VISIT * config.sample_ms + REFERENCE_MS
-    total_s = 0.0
-    for names in [*(chains_of(batch) for batch in batches), [""] * networks]:
-        timing_s = len(names) * visit_ms / 1e3 * -(-config.samples // SAMPLES_A_VISIT)
-        total_s += len(names) * LOAD_S + (max(timing_s, config.spread_s) if names else 0.0)
-    parts = {part for chain in chains_of(missing).values() for part in chain}
-    return total_s + len(parts) * EXPORT_S
+    total_s = session_seconds(config, networks=networks) if networks else 0.0
+    for batch in batches_of(missing, config):
+        total_s += batch_seconds(batch, config)
+    return total_s
+
+
+def batch_seconds(batch: Sequence[Recipe], config: ProfileConfig) -> float:
+    """Return how long the session of one batch should take."""
+    chains = chains_of(batch)
+    parts = {part for chain in chains.values() for part in chain}
+    return session_seconds(config, parts=len(parts), chains=len(chains))

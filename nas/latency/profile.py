@@ -1,10 +1,7 @@
 """Making a latency table: what is missing is exported, timed in batches and written down."""
 
-import logging
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +11,6 @@ import numpy as np
 from nas.block import Block
 from nas.errors import UnreliableTiming
 from nas.files import lock
-from nas.latency.bench import Bench, ChildBench
 from nas.latency.calibrate import draw, fit
 from nas.latency.compose import Export, Workshop
 from nas.latency.measure import (
@@ -25,18 +21,21 @@ from nas.latency.measure import (
     ProfileConfig,
     Progress,
     by_bytes,
-    measure,
 )
-from nas.latency.plan import Plan, batches_of, chains_of, plan_from, standing
-from nas.latency.recipes import Chain, Recipe, chain_name, parts_of
+from nas.latency.plan import (
+    batch_seconds,
+    batches_of,
+    chains_of,
+    plan_from,
+    session_seconds,
+    standing,
+)
+from nas.latency.recipes import Recipe, chain_name, parts_of
+from nas.latency.sessions import Benches, Sessions, Teller, child_bench
 from nas.latency.table import Entry, LatencyTable
 from nas.latency.timing import Series, grade
 from nas.space import SearchSpace
 from nas.target import Target
-
-logger = logging.getLogger(__name__)
-
-Benches = Callable[[Target, ProfileConfig], AbstractContextManager[Bench]]
 
 STANDARD_ERROR = 1.2533 / 1.349  # of a median: times interquartile range by root of samples
 MAX_ERROR_A, MAX_ERROR_B = 0.02, 0.05  # standard error by price
@@ -44,11 +43,6 @@ MAX_ERROR_A, MAX_ERROR_B = 0.02, 0.05  # standard error by price
 
 def silent(done: int, total: int, text: str) -> None:
     """Ignore progress."""
-
-
-def child_bench(target: Target, config: ProfileConfig) -> AbstractContextManager[Bench]:
-    """Return a bench in a child process of its own."""
-    return ChildBench(target, timeout_s=config.timeout_s)
 
 
 def profile(
@@ -90,15 +84,18 @@ def profile(
         if not table.protocol:
             table = replace(table, protocol=_protocol(config), provenance=_provenance(target))
         workshop = Workshop(Path(scratch), export, batch=target.batch)
-        profiler = _Profiler(target, config, workshop, benches, _Teller(progress, todo))
+        teller = Teller(progress, len(todo.missing), todo.seconds)
+        sessions = Sessions(target, config, workshop, benches, teller)
         for batch in batches_of(todo.missing, config):
-            table, unclear = profiler.add(table, batch)
+            teller.begin(len(batch), batch_seconds(batch, config))
+            table, unclear = _add(table, batch, sessions, strict=config.strict)
             table = table.save(path)
             if unclear is not None:
                 raise unclear
         if todo.networks:
             assert isinstance(needed, SearchSpace)
-            table = profiler.calibrate(table, needed, todo.networks).save(path)
+            teller.begin(0, session_seconds(config, networks=todo.networks))
+            table = _calibrate(table, needed, sessions, config).save(path)
     progress(len(todo.missing), len(todo.missing), "the latency table is complete")
     return table
 
@@ -119,82 +116,41 @@ def _provenance(target: Target) -> dict[str, str]:
     return {"exporter": f"{target.exporter}, opset {target.opset}", "versions": versions}
 
 
-class _Profiler:
-    """Times chains of parts for one table."""
+def _add(
+    table: LatencyTable, batch: Sequence[Recipe], sessions: Sessions, *, strict: bool
+) -> tuple[LatencyTable, UnreliableTiming | None]:
+    """Return the table with what could be measured, and an error for what could not."""
+    table, series = sessions.time(table, chains_of(batch), "parts")
+    entries = dict(table.entries)
+    unclear: UnreliableTiming | None = None
+    for item in batch:
+        try:
+            entries[item.entry] = entry(item, series, strict=strict)
+        except UnreliableTiming as error:
+            unclear = unclear or error
+    return replace(table, entries=entries), unclear
 
-    def __init__(
-        self,
-        target: Target,
-        config: ProfileConfig,
-        workshop: Workshop,
-        benches: Benches,
-        teller: "_Teller",
-    ) -> None:
-        self._target, self._config = target, config
-        self._workshop, self._benches, self._teller = workshop, benches, teller
 
-    def add(
-        self, table: LatencyTable, batch: Sequence[Recipe]
-    ) -> tuple[LatencyTable, UnreliableTiming | None]:
-        """Return the table with what could be measured, and an error for what could not."""
-        table, series = self._time(table, chains_of(batch), "parts", count=len(batch))
-        entries = dict(table.entries)
-        unclear: UnreliableTiming | None = None
-        for item in batch:
-            try:
-                entries[item.entry] = entry(item, series, strict=self._config.strict)
-            except UnreliableTiming as error:
-                unclear = unclear or error
-        self._teller.finished(len(batch))
-        return replace(table, entries=entries), unclear
-
-    def calibrate(self, table: LatencyTable, space: SearchSpace, count: int) -> LatencyTable:
-        """Return the table with a fit on whole networks, drawn by level of price."""
-        drawn = draw(space, count, seed=self._config.seed)
-        blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
-        chains = {name: parts_of(chain) for name, chain in blocks.items()}
-        sizes = {name: sum(part.bytes for part in chain) for name, chain in chains.items()}
-        series: dict[str, Series] = {}
-        for group in by_bytes(sizes):
-            some = {name: chains[name] for name in group}
-            table, found = self._time(table, some, "whole networks", count=0)
-            series |= found
-        for name, item in series.items():
-            item.require(f"network {name}", strict=self._config.strict)
-        measured = np.array([np.median(series[name].clean_ms) for name in blocks])
-        sums = np.array([table.estimate(chain) for chain in blocks.values()])
-        fits = {**table.calibrations, space.name: fit(sums, measured, list(blocks))}
-        return replace(table, calibrations=fits)
-
-    def _time(
-        self, table: LatencyTable, chains: Mapping[str, Chain], what: str, *, count: int
-    ) -> tuple[LatencyTable, dict[str, Series]]:
-        """Return the samples of chains, and the table knowing how fast this machine can be."""
-        self._teller.say(f"exporting {what}")
-        self._workshop.export(list(chains.values()))
-        with tempfile.TemporaryDirectory() as folder:
-            paths = self._workshop.join(chains, Path(folder))
-            self._teller.say(f"loading {what}")
-            with self._benches(self._target, self._config) as bench:
-                series = measure(
-                    bench,
-                    paths,
-                    self._config,
-                    threads=self._target.threads,
-                    reference_ms=table.reference_ms,
-                    tick=lambda share: self._teller.tick(share, count, f"timing {what}"),
-                )
-        seen_ms = min(item.reference_ms for item in series.values())
-        known_ms = table.reference_ms or seen_ms
-        if seen_ms * MAX_REFERENCE < known_ms and table.entries:
-            logger.warning(
-                "this machine is %.0f %% faster now than when the table %s was begun: its entries "
-                "are too high by about as much. Delete it to have it measured anew",
-                100 * (known_ms / seen_ms - 1),
-                table.path,
-            )
-        provenance = {**table.provenance, "reference_ms": round(min(seen_ms, known_ms), 6)}
-        return replace(table, provenance=provenance), series
+def _calibrate(
+    table: LatencyTable, space: SearchSpace, sessions: Sessions, config: ProfileConfig
+) -> LatencyTable:
+    """Return the table with a fit on whole networks, drawn by level of cost."""
+    drawn = draw(space, config.calibrate_on, seed=config.seed)
+    blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
+    chains = {name: parts_of(chain) for name, chain in blocks.items()}
+    sizes = {name: sum(part.bytes for part in chain) for name, chain in chains.items()}
+    series: dict[str, Series] = {}
+    for group in by_bytes(sizes):
+        table, found = sessions.time(
+            table, {name: chains[name] for name in group}, "whole networks"
+        )
+        series |= found
+    for name, item in series.items():
+        item.require(f"network {name}", strict=config.strict)
+    measured = np.array([np.median(series[name].clean_ms) for name in blocks])
+    sums = np.array([table.estimate(chain) for chain in blocks.values()])
+    fits = {**table.calibrations, space.name: fit(sums, measured, list(blocks))}
+    return replace(table, calibrations=fits)
 
 
 def entry(recipe: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entry:
@@ -241,28 +197,3 @@ def _grade(used: Sequence[Series], error: float) -> str:
     letters = [grade(item.clean_ms, item) for item in used]
     letters.append("A" if error < MAX_ERROR_A else "B" if error < MAX_ERROR_B else "C")
     return max(letters)
-
-
-class _Teller:
-    """Turns shares of batches into progress with the time that is left."""
-
-    def __init__(self, progress: Progress, todo: Plan) -> None:
-        self._progress, self._todo = progress, todo
-        self._total, self._done = len(todo.missing), 0
-        self._began_s = time.monotonic()
-
-    def say(self, text: str) -> None:
-        """Tell what begins."""
-        self.tick(0.0, 0, text)
-
-    def tick(self, share: float, count: int, text: str) -> None:
-        """Tell that this share of a batch of `count` entries is done."""
-        done = self._done + share * count
-        left_s = self._todo.seconds * (1 - done / max(self._total, 1))
-        if done > 0.2 * self._total:
-            left_s = (time.monotonic() - self._began_s) * (self._total - done) / done
-        self._progress(int(done), self._total, f"{text}, about {max(left_s, 1):.0f} s left")
-
-    def finished(self, count: int) -> None:
-        """Note that a batch is written down."""
-        self._done += count

@@ -1,0 +1,161 @@
+"""A session: chains exported, joined and timed together, and set against what a table knows.
+
+Machines change their mood between sessions: a neighbour on the same core makes everything up to
+1.6 times slower for minutes. What is subtracted from each other is timed in one session; what is
+only added up (entries of other batches, whole networks to fit on) is made comparable by anchors:
+a few entries of the table are timed again, alone, and the median of new by old divides the rest.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from nas.block import parse
+from nas.latency.bench import Bench, ChildBench
+from nas.latency.compose import Workshop
+from nas.latency.measure import MAX_REFERENCE, ProfileConfig, Progress, measure
+from nas.latency.recipes import Chain
+from nas.latency.table import LatencyTable
+from nas.latency.timing import MIN_CLEAN, Series
+from nas.target import Target
+
+logger = logging.getLogger(__name__)
+
+Benches = Callable[[Target, ProfileConfig], AbstractContextManager[Bench]]
+
+ANCHORS = 8
+EXPORTED, LOADED = 0.35, 0.45  # shares of a session's time by then
+
+
+def child_bench(target: Target, config: ProfileConfig) -> AbstractContextManager[Bench]:
+    """Return a bench in a child process of its own."""
+    return ChildBench(target, timeout_s=config.timeout_s)
+
+
+class Teller:
+    """Turns the shares of sessions into progress with the time that is left.
+
+    Args:
+        progress: Told (entries done, entries in all, text).
+        entries: Entries in all.
+        seconds: What all sessions together should take.
+    """
+
+    def __init__(self, progress: Progress, entries: int, seconds: float) -> None:
+        self._progress, self._entries, self._planned_s = progress, entries, seconds
+        self._began_s = time.monotonic()
+        self._before_s = self._session_s = 0.0
+        self._done = self._count = 0
+
+    def begin(self, count: int, seconds: float) -> None:
+        """Start a session for `count` entries that should take so long."""
+        self._done, self._before_s = self._done + self._count, self._before_s + self._session_s
+        self._count, self._session_s = count, seconds
+
+    def tell(self, share: float, text: str) -> None:
+        """Say which share of the session is done."""
+        planned_s = self._before_s + share * self._session_s
+        left_s = self._planned_s - planned_s
+        if planned_s > 0.1 * self._planned_s:
+            left_s *= (time.monotonic() - self._began_s) / planned_s
+        done = self._done + int(max(0.0, share - LOADED) / (1 - LOADED) * self._count)
+        self._progress(done, self._entries, f"{text}, about {max(left_s, 1):.0f} s left")
+
+
+class Sessions:
+    """Times chains for one table, a session at a time.
+
+    Args:
+        target: What to time on.
+        config: How carefully.
+        workshop: Makes the files.
+        benches: Makes the place where they run.
+        teller: Told how far it is.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        config: ProfileConfig,
+        workshop: Workshop,
+        benches: Benches,
+        teller: Teller,
+    ) -> None:
+        self._target, self._config = target, config
+        self._workshop, self._benches, self._teller = workshop, benches, teller
+
+    def time(
+        self, table: LatencyTable, chains: Mapping[str, Chain], what: str
+    ) -> tuple[LatencyTable, dict[str, Series]]:
+        """Return the samples of chains, as if taken when the table was begun.
+
+        The table comes back knowing this session: `reference_ms`, the lowest seen, and `drift`,
+        what this session's times were divided by.
+        """
+        anchors = anchors_of(table)
+        every = {**anchors, **chains}
+        self._teller.tell(0.0, f"exporting {what}")
+        self._workshop.export(list(every.values()))
+        with tempfile.TemporaryDirectory() as folder:
+            self._teller.tell(EXPORTED, f"loading {what}")
+            paths = self._workshop.join(every, Path(folder))
+            with self._benches(self._target, self._config) as bench:
+                series = measure(
+                    bench,
+                    paths,
+                    self._config,
+                    threads=self._target.threads,
+                    reference_ms=table.reference_ms,
+                    tick=lambda share: self._teller.tell(
+                        LOADED + (1 - LOADED) * share, f"timing {what}"
+                    ),
+                )
+        drift = drift_of(table, {name: series[name] for name in anchors})
+        seen_ms = min(item.reference_ms for item in series.values())
+        scaled = {
+            name: replace(series[name], all_ms=series[name].all_ms / drift) for name in chains
+        }
+        return _noted(table, seen_ms, drift), scaled
+
+
+def anchors_of(table: LatencyTable) -> dict[str, Chain]:
+    """Return up to ANCHORS entries of the dearer half of a table, evenly over their prices."""
+    names = sorted(table.entries, key=lambda name: (table.entries[name].isolated_ms, name))
+    dearer = names[len(names) // 2 :]
+    if not dearer:
+        return {}
+    places = np.linspace(0, len(dearer) - 1, min(ANCHORS, len(dearer))).astype(int)
+    return {dearer[place]: (parse(dearer[place]),) for place in places}
+
+
+def drift_of(table: LatencyTable, anchors: Mapping[str, Series]) -> float:
+    """Return how much slower a session was than the table's times: 1 is neither."""
+    ratios = [
+        float(np.median(series.clean_ms)) / table.entries[name].isolated_ms
+        for name, series in anchors.items()
+        if series.is_clean.sum() >= MIN_CLEAN
+    ]
+    return float(np.median(ratios)) if ratios else 1.0
+
+
+def _noted(table: LatencyTable, seen_ms: float, drift: float) -> LatencyTable:
+    known_ms = table.reference_ms or seen_ms
+    if seen_ms * MAX_REFERENCE < known_ms:
+        logger.warning(
+            "this machine is %.0f %% faster now than when the table %s was begun: its entries "
+            "are too high by about as much. Delete it to have it measured anew",
+            100 * (known_ms / seen_ms - 1),
+            table.path,
+        )
+    provenance = {
+        **table.provenance,
+        "reference_ms": round(min(seen_ms, known_ms), 6),
+        "drift": [*table.provenance.get("drift", []), round(drift, 4)],
+    }
+    return replace(table, provenance=provenance)
