@@ -176,7 +176,8 @@ def verify(
     with guarded(options):
         from nas import pipeline
 
-        result = pipeline.verify_folder(folder, target=target, data=data)
+        bar = progress(options)("verify")
+        result = pipeline.verify_folder(folder, target=target, data=data, progress=bar)
         emit(result.to_json(), result.text(), options)
         result.raise_if_broken()
 

@@ -58,7 +58,7 @@ def fit(sums_ms: Costs, measured_ms: Costs, ids: Sequence[str]) -> Calibration:
     return Calibration(
         form=AFFINE,
         coefficients={"constant": constant, "scale": scale},
-        fitted_on=tuple(ids),
+        fitted_on=dict(zip(ids, measured_ms.tolist(), strict=True)),
         held_out={
             "mean": float(errors[best].mean()),
             "worst": float(errors[best].max()),

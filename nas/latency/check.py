@@ -89,7 +89,7 @@ def check(
     if networks < MIN_NETWORKS:
         raise ConfigError(f"networks must be at least {MIN_NETWORKS}, but is {networks}.")
     fitted = table.calibrations.get(space.name)
-    drawn = draw(space, networks, seed=seed, avoid=fitted.fitted_on if fitted else ())
+    drawn = draw(space, networks, seed=seed, avoid=list(fitted.fitted_on) if fitted else ())
     blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
     chains = {name: parts_of(chain) for name, chain in blocks.items()}
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:

@@ -134,8 +134,10 @@ def _add(
 def _calibrate(
     table: LatencyTable, space: SearchSpace, sessions: Sessions, config: ProfileConfig
 ) -> LatencyTable:
-    """Return the table with a fit on whole networks, drawn by level of cost."""
-    drawn = draw(space, config.calibrate_on, seed=config.seed)
+    """Return the table with a fit on whole networks: the largest, others by level of cost."""
+    largest = space.largest()  # what a budget in percent is of
+    others = draw(space, config.calibrate_on - 1, seed=config.seed, avoid=[largest.id])
+    drawn = [largest, *others]
     blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
     chains = {name: parts_of(chain) for name, chain in blocks.items()}
     sizes = {name: sum(part.bytes for part in chain) for name, chain in chains.items()}

@@ -63,14 +63,15 @@ class Entry:
 class Calibration:
     """What a sum of entries becomes in one space: constant + scale * sum, in ms.
 
-    `fitted_on` are the ids of the whole architectures measured for it. `held_out` are relative
+    `fitted_on` is {id: measured ms} of the whole architectures it rests on, the space's largest
+    among them. `held_out` are relative
     errors on networks the fit had not seen (each left out once): `mean` and `worst`, and the same
     of the sum without a fit as `mean_of_sum` and `worst_of_sum`.
     """
 
     form: str
     coefficients: dict[str, float]
-    fitted_on: tuple[str, ...]
+    fitted_on: dict[str, float]
     held_out: dict[str, float]
 
     def __post_init__(self) -> None:

@@ -105,7 +105,13 @@ class Materials:
             workshop = Workshop(Path(folder), self.parts, batch=self.target.batch)
             workshop.export(list(chains.values()))
             paths = workshop.join(chains, Path(folder))
-            return measure_networks(paths, self.target, self.run.config.profile, progress=progress)
+            return measure_networks(
+                paths,
+                self.target,
+                self.run.config.profile,
+                progress=progress,
+                reference_ms=self.table.reference_ms,
+            )
 
     @cached_property
     def supernet(self) -> SuperNet:

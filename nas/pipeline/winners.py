@@ -8,6 +8,7 @@ from typing import Any
 
 from nas import checkpoint
 from nas.errors import ConfigError, NasError
+from nas.latency import LatencyTable, find_table
 from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
 from nas.network import NasHybrid
 from nas.pipeline.candidates import study_name
@@ -145,6 +146,8 @@ class Candidate:
                 self.folder,
                 target=materials.target,
                 data_name=materials.data.name,
+                config=self.run.config.profile,
+                reference_ms=materials.table.reference_ms,
                 progress=progress,
             )
             measured = result.winner.on(materials.target.id)
@@ -203,12 +206,21 @@ def export(run: Run) -> Outcome:
     return Outcome(values={"exported": results}, lines=tuple(lines))
 
 
-def verify_folder(folder: Path, *, target: str | None, data: str | None) -> Outcome:
+def verify_folder(
+    folder: Path, *, target: str | None, data: str | None, progress: Progress
+) -> Outcome:
     """Check one exported folder in a fresh process against what its winner.json promises."""
     winner = Winner.load(folder)
     known = [row.target for row in winner.targets]
     wanted = Target.parse(target or "onnxruntime,fp32,b1,t1")
-    result: VerifyResult = verify_winner(folder, target=wanted, data_name=data or winner.data)
+    path = find_table(wanted)
+    result: VerifyResult = verify_winner(
+        folder,
+        target=wanted,
+        data_name=data or winner.data,
+        reference_ms=LatencyTable.load(path).reference_ms if path is not None else None,
+        progress=progress,
+    )
     kept = {True: "kept", False: "BROKEN", None: "-"}
     lines = [
         f"winner {winner.id} (promised for {', '.join(known)})",

@@ -1,7 +1,7 @@
 """One set of weights for all networks of a space: trained once, cut into sub-networks, scored.
 
 supernet = SuperNet(space)
-trained = train(supernet, data, TrainConfig(epochs=30), "runs/mine/supernet")
+trained = train(supernet, data, TrainConfig(epochs=40), "runs/mine/supernet")
 result = score(supernet, architecture, data)
 model = supernet.extract(architecture, result.statistics)
 """

@@ -51,10 +51,10 @@ class TrainConfig:
         seed: What order, augmentation, paths and noise are drawn from.
     """
 
-    epochs: float = 30.0
+    epochs: float = 40.0
     steps: int = 0
     batch_size: int = 64
-    lr: float = 2e-3
+    lr: float = 3e-3
     warmup: float = 0.05
     weight_decay: float = 0.02
     clip_grad: float = 1.0

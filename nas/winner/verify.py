@@ -52,6 +52,7 @@ def verify(
     target: Target,
     data_name: str | None = None,
     config: ProfileConfig | None = None,
+    reference_ms: float | None = None,
     tolerance: float | None = None,
     progress: Progress = silent,
     timeout_s: float = 600.0,
@@ -67,6 +68,8 @@ def verify(
         target: What to time it on; must be this machine's.
         data_name: The data set whose test split is scored; by default the winner's.
         config: How carefully to time.
+        reference_ms: That of the latency table the promise rests on, if it is at hand: the
+            machine is waited for until it is as fast as it was then.
         tolerance: See `judge`.
         progress: Told (done, total, text).
         timeout_s: How long the process may say nothing.
@@ -93,6 +96,7 @@ def verify(
         "target": target.to_json(),
         "data": name,
         "config": to_plain(config or ProfileConfig()),
+        "reference_ms": reference_ms,
     }
     plain = _ask_child(request, progress, timeout_s)
     seen = into(Seen, plain, source="the verifying process", error=DeviceError)
@@ -208,14 +212,21 @@ def examine(folder: Path, data_name: str, progress: Progress = silent) -> Seen:
 
 
 def measure(
-    folder: Path, target: Target, config: ProfileConfig, progress: Progress = silent
+    folder: Path,
+    target: Target,
+    config: ProfileConfig,
+    progress: Progress = silent,
+    *,
+    reference_ms: float | None = None,
 ) -> TargetResult:
     """Return the latency of the exported ONNX file; of one made anew for another batch than 1."""
     with tempfile.TemporaryDirectory(prefix="nas-verify-") as scratch:
         onnx = folder / ONNX
         if target.batch != 1:
             onnx = network.to_onnx(_load(folder), Path(scratch) / ONNX, batch=target.batch)
-        timing = measure_networks({NAME: onnx}, target, config, progress=progress)[NAME]
+        timing = measure_networks(
+            {NAME: onnx}, target, config, progress=progress, reference_ms=reference_ms
+        )[NAME]
     return TargetResult(
         target=target.id,
         measured_ms=timing.median_ms,
@@ -276,7 +287,9 @@ def main() -> None:
         folder, target = Path(request["folder"]), Target.from_json(request["target"])
         config = into(ProfileConfig, request["config"], source="config")
         seen = examine(folder, request["data"], progress)
-        seen = replace(seen, latency=measure(folder, target, config, progress))
+        known_ms = request["reference_ms"]
+        timed = measure(folder, target, config, progress, reference_ms=known_ms)
+        seen = replace(seen, latency=timed)
         answer = {"seen": to_plain(seen)}
     except NasError as error:
         answer = {"error": type(error).__name__, "text": str(error)}

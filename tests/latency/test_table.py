@@ -17,7 +17,7 @@ BLOCKS = ["stem_r32_i3_c8-16_b1_a1", "mb4d_r8_c16_h32_p3", "head_r8_i16_o10_bn_d
 FIT = Calibration(
     form="affine",
     coefficients={"constant": 0.5, "scale": 1.1},
-    fitted_on=("0a1b2c3d4e5f",),
+    fitted_on={"0a1b2c3d4e5f": 0.5},
     held_out={"mean": 0.01, "worst": 0.02, "mean_of_sum": 0.1, "worst_of_sum": 0.2},
 )
 

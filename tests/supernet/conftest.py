@@ -63,5 +63,8 @@ def small(tiny: SearchSpace) -> SearchSpace:
     """Every kind of tiny in fewer places, for tests that train."""
     first, second = tiny.stages
     return tiny.replace(
-        stages=(replace(first, depth=(1,)), replace(second, depth=(1, 2), width=(32, 48), head_dim=16, tail=(0, 1)))
+        stages=(
+            replace(first, depth=(1,)),
+            replace(second, depth=(1, 2), width=(32, 48), head_dim=16, tail=(0, 1)),
+        )
     )

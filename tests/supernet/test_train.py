@@ -115,7 +115,7 @@ def test_the_losses_of_each_role_are_written_apart_and_fall(tmp_path, small, qua
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 0.5}, r"config\.lr \(0\.002 there, 0\.5 asked for\)"),
+        ({"lr": 0.5}, r"config\.lr \(0\.003 there, 0\.5 asked for\)"),
         ({"steps": 15}, r"steps \(14 there, 15 asked for\)"),
         ({"seed": 3}, r"config\.seed \(0 there, 3 asked for\)"),
     ],
