@@ -1,32 +1,33 @@
 """What has to be timed to price a part: chains of parts, and how its cost is read off them.
 
 A part timed alone pays for a session, for reading its input and for writing its output; inside a
-network it pays for none of these. So nothing is priced alone:
+network it pays for none of these. So nothing is priced alone. Chains begin as networks do, with a
+convolution: the lead-in, a fixed stem of one convolution to the side and channels in question. It
+is cheap, and it leaves the feature map in the layout in which the runtime keeps it (without it,
+ONNX Runtime goes back to plain NCHW at every residual sum, and parts cost up to 1.7 times more).
 
-* what keeps its shape (and can repeat) costs the slope between 1 and k copies in a row, each copy
+* What keeps its shape, and can repeat, costs the slope between 1 and k copies in a row, each copy
   behind the companion that a block always gives it (`mlp` behind `pool`, `ffn` and `group_attn`
   behind `dw`, `token_mlp` behind an `attn`), less the companion's own slope: a layout change
-  between two kinds belongs to them;
-* what changes shape costs the difference of a chain with and without it. Its neighbours are one
-  fixed part for each shape, the depthwise `dw_r<side>_c<channels>`:
-      stem         (stem, after) - slope(after)
-      in between   (before, it, after) - (before) - slope(after)
-      head         (before, head) - (before)
+  between two kinds belongs to them.
+* What changes shape costs the difference of the lead-in with and without it.
+* A stem costs what it takes alone.
 
-In the sum over a network what a neighbour costs at the edge of its chain cancels exactly, and
-the session's own cost is left once, in the stem.
+In the sum over a network what it costs to write out each shape cancels exactly, and the session's
+own cost is left once, in the stem.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nas.block import Attn, Block, Dw, Pool
+from nas.block import Attn, Block, Dw, Pool, Stem
 
 Chain = tuple[Block, ...]
 Terms = tuple[tuple[Chain, float], ...]
 
 SHAPE_CHANGERS = ("stem", "downsample", "merge", "head")
-COMPANION_HEADS, COMPANION_KEY, COMPANION_VALUE = 4, 8, 16  # of the attn beside a token_mlp
+LEAD_IN_CHANNELS = 3
+COMPANION_HEADS, COMPANION_KEY, COMPANION_VALUE = 4, 8, 16  # of the attn before a token_mlp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,98 +45,80 @@ def parts_of(blocks: Iterable[Block]) -> Chain:
     return tuple(part for block in blocks for part in block.parts())
 
 
-def probe(channels: int, resolution: int) -> Block:
-    """Return the fixed neighbour of everything that begins or ends at this shape."""
-    return Dw(resolution=resolution, channels=channels)
-
-
-def companion(unit: Block) -> Block | None:
-    """Return the fixed part that stands before every copy of a repeating part, if any."""
-    r, c = unit.resolution, unit.in_channels
-    if unit.kind == "mlp":
-        return Pool(resolution=r, channels=c, pool=3)
-    if unit.kind == "token_mlp":
-        n, k, v = COMPANION_HEADS, COMPANION_KEY, COMPANION_VALUE
-        return Attn(resolution=r, channels=c, heads=n, key=k, value=v)
-    if unit.kind in ("ffn", "group_attn"):
-        return probe(c, r)
-    return None
-
-
-def recipe(unit: Block, *, copies: int) -> Recipe:
-    """Return how to price one part.
-
-    Args:
-        unit: The part.
-        copies: Length of the longer chain of what repeats, at least 2.
-    """
-    if unit.kind in SHAPE_CHANGERS:
-        return _difference(unit, copies)
-    before = companion(unit)
-    if before is None:
-        by = f"slope of 1 and {copies}"
-        return Recipe(entry=str(unit), terms=_slope((unit,), copies), by=by, alone=(unit,))
-    terms = _slope((before, unit), copies) + _negative(_slope((before,), copies))
-    by = f"slope of 1 and {copies} behind {before}"
-    return Recipe(entry=str(unit), terms=terms, by=by, alone=(unit,))
-
-
-def _difference(unit: Block, copies: int) -> Recipe:
-    terms: Terms = ()
-    words = []
-    before: Chain = ()
-    after: Chain = ()
-    if unit.kind != "stem":
-        before = (probe(unit.in_channels, unit.resolution),)
-        terms += ((before, -1.0),)
-        words.append(f"behind {before[0]}")
-    if unit.kind != "head":
-        after = (probe(unit.out_channels, unit.out_resolution),)
-        terms += _negative(_slope(after, copies))
-        words.append(f"before {after[0]}")
-    return Recipe(
-        entry=str(unit),
-        terms=(((*before, unit, *after), 1.0), *terms),
-        by=f"difference {' and '.join(words)}",
-        alone=(unit,),
+def lead_in(channels: int, resolution: int) -> Block:
+    """Return the fixed convolution before everything that is timed at this shape."""
+    return Stem(
+        resolution=2 * resolution,
+        channels=LEAD_IN_CHANNELS,
+        widths=(channels,),
+        bias=1,
+        act_last=0,
     )
 
 
-def _slope(chain: Chain, copies: int) -> Terms:
+def companion(part: Block) -> Block | None:
+    """Return the fixed part that stands before every copy of a repeating part, if any."""
+    r, c = part.resolution, part.in_channels
+    if part.kind == "mlp":
+        return Pool(resolution=r, channels=c, pool=3)
+    if part.kind == "token_mlp":
+        n, k, v = COMPANION_HEADS, COMPANION_KEY, COMPANION_VALUE
+        return Attn(resolution=r, channels=c, heads=n, key=k, value=v)
+    if part.kind in ("ffn", "group_attn"):
+        return Dw(resolution=r, channels=c)
+    return None
+
+
+def recipe(part: Block, *, copies: int) -> Recipe:
+    """Return how to price one part.
+
+    Args:
+        part: The part.
+        copies: Length of the longer chain of what repeats, at least 2.
+    """
+    name = str(part)
+    if part.kind == "stem":
+        return Recipe(entry=name, terms=(((part,), 1.0),), by="alone", alone=(part,))
+    lead = lead_in(part.in_channels, part.resolution)
+    if part.kind in SHAPE_CHANGERS:
+        terms: Terms = (((lead, part), 1.0), ((lead,), -1.0))
+        return Recipe(entry=name, terms=terms, by=f"difference behind {lead}", alone=(part,))
+    before = companion(part)
+    if before is None:
+        by = f"slope of 1 and {copies}"
+        return Recipe(entry=name, terms=_slope(lead, (part,), copies), by=by, alone=(part,))
+    without = tuple((chain, -weight) for chain, weight in _slope(lead, (before,), copies))
+    return Recipe(
+        entry=name,
+        terms=_slope(lead, (before, part), copies) + without,
+        by=f"slope of 1 and {copies} behind {before}",
+        alone=(part,),
+    )
+
+
+def _slope(lead: Block, chain: Chain, copies: int) -> Terms:
     weight = 1.0 / (copies - 1)
-    return ((chain * copies, weight), (chain, -weight))
-
-
-def _negative(terms: Terms) -> Terms:
-    return tuple((chain, -weight) for chain, weight in terms)
+    return (((lead, *chain * copies), weight), ((lead, *chain), -weight))
 
 
 def recipes(blocks: Iterable[Block], *, copies: int) -> tuple[Recipe, ...]:
     """Return the recipes of everything these blocks need, each once, in the order to time them.
 
-    Shape-changers come first, their neighbours beside them, so that the chains that are
-    subtracted from each other are timed in the same rounds.
+    What shares chains stands together, so that what is subtracted from each other is timed in
+    the same rounds: first what changes shape, then each companion before its parts.
     """
     needed = {str(part): part for part in parts_of(blocks)}
-    changers = [unit for unit in needed.values() if unit.kind in SHAPE_CHANGERS]
-    changers.sort(key=lambda unit: (-unit.resolution, unit.in_channels, str(unit)))
-    rest = [unit for unit in needed.values() if unit.kind not in SHAPE_CHANGERS]
-    rest.sort(key=lambda unit: (-unit.resolution, unit.in_channels, str(unit)))
     ordered: dict[str, Block] = {}
-    for unit in (*changers, *rest):
-        if unit.kind in SHAPE_CHANGERS and unit.kind != "stem":
-            _add(ordered, probe(unit.in_channels, unit.resolution))
-        before = companion(unit)
+    for part in sorted(needed.values(), key=_place):
+        before = companion(part)
         if before is not None:
-            _add(ordered, before)
-        _add(ordered, unit)
-        if unit.kind in SHAPE_CHANGERS and unit.kind != "head":
-            _add(ordered, probe(unit.out_channels, unit.out_resolution))
-    return tuple(recipe(unit, copies=copies) for unit in ordered.values())
+            ordered.setdefault(str(before), before)
+        ordered.setdefault(str(part), part)
+    return tuple(recipe(part, copies=copies) for part in ordered.values())
 
 
-def _add(ordered: dict[str, Block], unit: Block) -> None:
-    ordered.setdefault(str(unit), unit)
+def _place(part: Block) -> tuple[bool, int, int, str]:
+    return part.kind not in SHAPE_CHANGERS, -part.resolution, part.in_channels, str(part)
 
 
 def chain_name(chain: Chain) -> str:

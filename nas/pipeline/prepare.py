@@ -66,7 +66,7 @@ def profile(run: Run, materials: Materials | None = None) -> Outcome:
             "largest network": f"{result['largest_ms']:.4g} ms measured",
             "fastest network": f"{result['fastest_ms']:.4g} ms predicted",
             "budget": f"{budget.latency_ms:.4g} ms ({run.config.latency_budget})",
-            "error on unseen": _errors(result["predictions"]),
+            "error on unseen": errors_text(result["predictions"]),
         }
     )
     return Outcome(values={**result, "budget_ms": budget.latency_ms}, lines=lines)
@@ -102,7 +102,7 @@ def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, An
     }
 
 
-def _errors(predictions: list[dict[str, float]]) -> str:
+def errors_text(predictions: list[dict[str, float]]) -> str:
     """Return the mean error of the table and of its rivals on unseen whole networks."""
     if not predictions:
         return "not checked"
@@ -110,7 +110,7 @@ def _errors(predictions: list[dict[str, float]]) -> str:
     for name, key in (("table", "table_ms"), ("isolated sum", "isolated_ms"), ("MACs", "macs_ms")):
         off = [abs(row[key] / row["measured_ms"] - 1) for row in predictions]
         words.append(f"{name} {sum(off) / len(off):.1%}")
-    return f"{', '.join(words)} (mean of {len(predictions)})"
+    return f"{', '.join(words)} (mean error on {len(predictions)} unseen networks)"
 
 
 # ---------------------------------------------------------------- train

@@ -6,7 +6,7 @@ from nas.errors import BrokenPromise
 from nas.pipeline.candidates import search, study_name
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
-from nas.pipeline.prepare import profile, train
+from nas.pipeline.prepare import errors_text, profile, train
 from nas.pipeline.report import report
 from nas.pipeline.run import Run
 from nas.pipeline.winners import Candidate, chosen
@@ -50,6 +50,7 @@ def _told(
 ) -> Outcome:
     """Return the table a newcomer wants and the next three commands to try."""
     searched = run.result(f"search/{study_name(run)}", make_with="search")
+    profiled = run.result("profile", make_with="profile")
     lines: list[str] = []
     values = []
     for candidate, verified in winners:
@@ -85,6 +86,7 @@ def _told(
                     "size": f"{values[-1]['params']:,} parameters, "
                     f"{values[-1]['macs'] / 1e6:.3g} MMACs",
                     "device": materials.target.id,
+                    "latency table": f"off by {errors_text(profiled['predictions'])}",
                     "folder": verified["folder"],
                     "report": page,
                 }
@@ -100,4 +102,11 @@ def _told(
         f"  nas search --run {run.folder} --name faster --latency-budget "
         f"{0.8 * searched['budget_ms']:.3g}ms",
     ]
-    return Outcome(values={"winners": values, "report": page}, lines=tuple(lines))
+    told = {
+        "winners": values,
+        "report": page,
+        "study": searched["study"],
+        "budget_ms": searched["budget_ms"],
+        "feasible_share": searched["feasible_share"],
+    }
+    return Outcome(values=told, lines=tuple(lines))

@@ -43,43 +43,65 @@ def test_a_layout_change_between_two_kinds_of_part_is_paid_by_the_block_that_has
     assert alone > 1.5 * cost(parts)
 
 
-def test_a_slope_is_of_copies_less_the_companion_s() -> None:
+def test_a_slope_is_of_copies_behind_the_lead_in_less_the_companion_s() -> None:
     terms = dict(recipe(parse("ffn_r4_c32_h64"), copies=3).terms)
     names = {chain_name(chain): weight for chain, weight in terms.items()}
-    pair = "dw_r4_c32+ffn_r4_c32_h64"
+    lead, pair = "stem_r8_i3_c32_b1_a0", "dw_r4_c32+ffn_r4_c32_h64"
     assert names == {
-        f"{pair}+{pair}+{pair}": 0.5,
-        pair: -0.5,
-        "dw_r4_c32*3": -0.5,
-        "dw_r4_c32": 0.5,
+        f"{lead}+{pair}+{pair}+{pair}": 0.5,
+        f"{lead}+{pair}": -0.5,
+        f"{lead}+dw_r4_c32*3": -0.5,
+        f"{lead}+dw_r4_c32": 0.5,
     }
 
 
-def test_a_shape_changer_names_its_neighbours() -> None:
-    made = recipe(parse("downsample_r8_i16_o48"), copies=3)
-    assert made.by == "difference behind dw_r8_c16 and before dw_r4_c48"
-    assert chain_name(made.terms[0][0]) == "dw_r8_c16+downsample_r8_i16_o48+dw_r4_c48"
-    assert recipe(parse("stem_r32_i3_c8-16_b1_a1"), copies=3).by == "difference before dw_r8_c16"
-    assert recipe(parse("head_r4_i48_o10_bn_d0"), copies=3).by == "difference behind dw_r4_c48"
+@pytest.mark.parametrize(
+    ("text", "by", "chains"),
+    [
+        (
+            "downsample_r8_i16_o48",
+            "difference behind stem_r16_i3_c16_b1_a0",
+            ["stem_r16_i3_c16_b1_a0+downsample_r8_i16_o48", "stem_r16_i3_c16_b1_a0"],
+        ),
+        (
+            "head_r4_i48_o10_bn_d0",
+            "difference behind stem_r8_i3_c48_b1_a0",
+            ["stem_r8_i3_c48_b1_a0+head_r4_i48_o10_bn_d0", "stem_r8_i3_c48_b1_a0"],
+        ),
+        ("stem_r32_i3_c8-16_b1_a1", "alone", ["stem_r32_i3_c8-16_b1_a1"]),
+    ],
+)
+def test_what_changes_shape_names_what_it_was_timed_behind(
+    text: str, by: str, chains: list[str]
+) -> None:
+    made = recipe(parse(text), copies=3)
+    assert made.by == by
+    assert [chain_name(chain) for chain, _ in made.terms] == chains
 
 
-def test_each_entry_is_needed_once_and_neighbours_and_companions_come_with_it() -> None:
-    blocks = [parse(text) for text in ["mb4d_r8_c16_h32_p3"] * 3 + ["downsample_r8_i16_o32"]]
+def test_every_chain_fits_together() -> None:
+    for block in SearchSpace.load("hybrid").every_block():
+        for part in block.parts():
+            for chain, _ in recipe(part, copies=3).terms:
+                for before, after in zip(chain, chain[1:], strict=False):
+                    assert before.out_channels == after.in_channels
+                    assert before.out_resolution == after.resolution
+
+
+def test_each_entry_is_needed_once_and_companions_come_with_it() -> None:
+    blocks = [parse(text) for text in ["mb4d_r8_c16_h32_p5"] * 3 + ["downsample_r8_i16_o32"]]
     names = [item.entry for item in recipes(blocks, copies=3)]
     assert names == [
-        "dw_r8_c16",
         "downsample_r8_i16_o32",
-        "dw_r4_c32",
         "pool_r8_c16_p3",
         "mlp_r8_c16_h32",
+        "pool_r8_c16_p5",
     ]
 
 
 def test_a_patch_merge_is_priced_by_its_parts_around_the_merge() -> None:
-    names = {
-        item.entry for item in recipes([parse("patch_merge_r8_i16_o32_h32_s8_f16-32")], copies=3)
-    }
-    assert names == {
+    blocks = [parse("patch_merge_r8_i16_o32_h32_s8_f16-32")]
+    assert {item.entry for item in recipes(blocks, copies=3)} == {
         "dw_r8_c16",
         "ffn_r8_c16_h16",
         "merge_r8_i16_o32_h32_s8",

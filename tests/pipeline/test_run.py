@@ -51,7 +51,7 @@ def test_settings_of_a_finished_stage_cannot_change_but_later_ones_can(tmp_path:
         run.stage("train", work(1))
     changed = load_config(tmp_path / "a" / "config.yaml", ["train.lr=0.5"])
     with (
-        pytest.raises(ConfigError, match=r"train is done.*train\.lr: 0\.002 -> 0\.5"),
+        pytest.raises(ConfigError, match=r"train is done.*train\.lr: 0\.003 -> 0\.5"),
         Run.open(tmp_path / "a", changed, resume=True),
     ):
         pass

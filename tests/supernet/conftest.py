@@ -54,8 +54,28 @@ def quarters() -> Data:
 
 @pytest.fixture(scope="session")
 def tiny() -> SearchSpace:
-    """The space tiny for the images of `quarters`."""
-    return SearchSpace.load("tiny").replace(image_size=16, num_classes=4)
+    """A small space with every kind, for the images of `quarters`."""
+    blocks = {
+        "mb4d": {"expand": [2, 4], "pool": [3]},
+        "cga": {"expand": [1, 2], "key": [8], "kernels": [[5, 3]], "window": [7]},
+        "mb3d": {"expand": [2], "heads": [4], "key": [8], "value": [16]},
+        "patch_merge": {"expand": [2]},
+    }
+    second = {"width": [32, 48, 64], "depth": [1, 2, 3, 4], "kinds": ["mb4d", "cga"]}
+    plain = {
+        "schema": 1,
+        "name": "every-kind",
+        "image_size": 16,
+        "num_classes": 4,
+        "act": "relu",
+        "head": {"norm": "batch"},
+        "blocks": blocks,
+        "stages": [
+            {"width": [16, 24, 32], "depth": [1, 2, 3], "kinds": ["mb4d"]},
+            {**second, "head_dim": 16, "tail": [0, 1], "by": ["downsample", "patch_merge"]},
+        ],
+    }
+    return SearchSpace.from_plain(plain)
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +83,5 @@ def small(tiny: SearchSpace) -> SearchSpace:
     """Every kind of tiny in fewer places, for tests that train."""
     first, second = tiny.stages
     return tiny.replace(
-        stages=(
-            replace(first, depth=(1,)),
-            replace(second, depth=(1, 2), width=(32, 48), head_dim=16, tail=(0, 1)),
-        )
+        stages=(replace(first, depth=(1,)), replace(second, depth=(1, 2), width=(32, 48)))
     )

@@ -115,7 +115,7 @@ class Noisy(SuperNet):
         return self._noise(x, block, super()._run_frozen(x, slot, block))
 
 
-@pytest.mark.parametrize("noisy", ["cga", "mb4d"])
+@pytest.mark.parametrize("noisy", ["cga", pytest.param("mb4d", marks=pytest.mark.slow)])
 def test_a_kind_whose_branch_is_noise_falls_below_a_tenth(tiny, quarters, tmp_path, noisy):
     first, second = tiny.stages
     space = tiny.replace(

@@ -17,7 +17,7 @@ def tensors_of(block: Block) -> dict[str, Tensor]:
     """The block's parameters, every entry a number of its own."""
     counter = itertools.count(1)
     values = {}
-    for name, parameter in build_block(block).named_parameters():
+    for name, parameter in build_block(block, device="meta").named_parameters():
         start = next(counter) * 1_000_000
         values[name] = torch.arange(start, start + parameter.numel(), dtype=torch.float64).reshape(
             parameter.shape
@@ -26,7 +26,9 @@ def tensors_of(block: Block) -> dict[str, Tensor]:
 
 
 def shapes_of(block: Block) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in build_block(block).named_parameters()}
+    return {
+        name: value.shape for name, value in build_block(block, device="meta").named_parameters()
+    }
 
 
 def kept_indices(name: str, shape: torch.Size, hull: Block, small: Block) -> list[list[int]]:
@@ -108,7 +110,7 @@ def test_segments_inside_attention_are_cut_one_by_one(hull, small):
     assert_sliced_as_written(hull, small)
 
 
-@pytest.mark.parametrize("name", ["tiny", "hybrid-64"])
+@pytest.mark.parametrize("name", SearchSpace.names())
 def test_every_block_of_a_space_is_cut_out_of_its_slot(name):
     space = SearchSpace.load(name)
     hulls = space.hulls()
@@ -118,7 +120,7 @@ def test_every_block_of_a_space_is_cut_out_of_its_slot(name):
         if versions in seen:  # the positions of a stage offer the same blocks
             continue
         seen.add(versions)
-        picks = rng.choice(len(versions), size=min(6, len(versions)), replace=False)
+        picks = rng.choice(len(versions), size=min(4, len(versions)), replace=False)
         for pick in {0, *picks.tolist()}:
             assert_sliced_as_written(hulls[slot], versions[pick])
 

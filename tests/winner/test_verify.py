@@ -93,7 +93,7 @@ def test_the_folder_alone_gives_accuracy_agreement_and_size(folder: Path) -> Non
     seen = examine(folder, "digits")
     winner = Winner.load(folder)
     assert seen.test_images == 359 and seen.latency is None
-    assert abs(seen.test - winner.accuracy.search) < 0.1 and seen.test > 0.3
+    assert abs(seen.test - winner.accuracy.search) < 0.1 and seen.test > 0.2  # chance is 0.1
     assert seen.params == 12186
     assert seen.onnx_error is not None and seen.onnx_error < 1e-5
 
