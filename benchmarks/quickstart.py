@@ -69,6 +69,23 @@ def kept(winner: dict[str, Any]) -> tuple[float, float, float]:
     )
 
 
+def prediction_figure(run: Path) -> Figure:
+    """Return how far the table is off on unseen whole networks, beside its two rivals."""
+    state = json.loads((run / "state.json").read_text())
+    rows = state["stages"]["profile"]["result"]["predictions"]
+    off = {
+        key: sum(abs(row[key] / row["measured_ms"] - 1) for row in rows) / len(rows)
+        for key in ("table_ms", "isolated_ms", "macs_ms")
+    }
+    text = ", ".join(f"{key.removesuffix('_ms')} {error:.1%}" for key, error in off.items())
+    return Figure(
+        figure=f"mean error of predicted latency, {len(rows)} unseen networks",
+        asked="table lowest",
+        measured=text,
+        holds=off["table_ms"] == min(off.values()),
+    )
+
+
 def figures_of(name: str, winner: dict[str, Any], seconds: float, share: float) -> list[Figure]:
     """Return the figures of one run."""
     accuracy, measured_ms, use = kept(winner)
@@ -102,6 +119,8 @@ def main() -> None:
         Figure(figure="timm loads the winner in a fresh process", asked="yes", measured="yes",
                holds=timm_loads(first / winner["folder"]))
     )  # fmt: skip
+
+    figures.append(prediction_figure(first / "runs/quickstart"))
 
     again, _ = nas(second, "quickstart", f"table={table}")
     other = again["winners"][0]
