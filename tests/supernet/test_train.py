@@ -239,7 +239,7 @@ def test_a_training_killed_at_random_moments_ends_bit_equal(tmp_path):
 
     assert start(tmp_path / "whole").wait() == 0
     moments = random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         (tmp_path / "steps").unlink(missing_ok=True)
         process = start(tmp_path / "killed")
         while not (tmp_path / "steps").exists() and process.poll() is None:
