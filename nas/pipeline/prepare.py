@@ -106,11 +106,14 @@ def errors_text(predictions: list[dict[str, float]]) -> str:
     """Return the mean error of the table and of its rivals on unseen whole networks."""
     if not predictions:
         return "not checked"
-    words = []
-    for name, key in (("table", "table_ms"), ("isolated sum", "isolated_ms"), ("MACs", "macs_ms")):
-        off = [abs(row[key] / row["measured_ms"] - 1) for row in predictions]
-        words.append(f"{name} {sum(off) / len(off):.1%}")
-    return f"{', '.join(words)} (mean error on {len(predictions)} unseen networks)"
+    off = {}
+    for key in ("table_ms", "isolated_ms", "macs_ms"):
+        errors = [abs(row[key] / row["measured_ms"] - 1) for row in predictions]
+        off[key] = sum(errors) / len(errors)
+    return (
+        f"{off['table_ms']:.1%} off on {len(predictions)} unseen networks (sum of isolated parts "
+        f"{off['isolated_ms']:.0%}, line through MACs {off['macs_ms']:.0%})"
+    )
 
 
 # ---------------------------------------------------------------- train

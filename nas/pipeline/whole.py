@@ -86,7 +86,7 @@ def _told(
                     "size": f"{values[-1]['params']:,} parameters, "
                     f"{values[-1]['macs'] / 1e6:.3g} MMACs",
                     "device": materials.target.id,
-                    "latency table": f"off by {errors_text(profiled['predictions'])}",
+                    "latency table": errors_text(profiled["predictions"]),
                     "folder": verified["folder"],
                     "report": page,
                 }
