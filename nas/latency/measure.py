@@ -9,7 +9,7 @@ random order; a sample counts only if its process had a processor all the time (
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -175,7 +175,6 @@ def measure_networks(
             return measure_networks(
                 networks, target, config, progress=progress, reference_ms=reference_ms, bench=child
             )
-
     found: dict[str, Series] = {}
     for group in by_bytes({name: path.stat().st_size for name, path in networks.items()}):
         found |= measure(
@@ -285,7 +284,10 @@ def _warm_up(bench: Bench, names: Sequence[str], run_ms: Times, config: ProfileC
     """Run everything until two windows agree; return the ms of one run of each."""
     began_s = bench.seconds()
     while True:
-        visits = [_visit(name, ms, config) for name, ms in zip(names, run_ms, strict=True)]
+        visits = [
+            replace(_visit(name, ms, config), samples=1)
+            for name, ms in zip(names, run_ms, strict=True)
+        ]
         window_s = bench.seconds()
         rounds: list[list[float]] = []
         while not rounds or bench.seconds() - window_s < WARM_WINDOW_S:

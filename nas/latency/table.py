@@ -64,9 +64,9 @@ class Calibration:
     """What a sum of entries becomes in one space: constant + scale * sum, in ms.
 
     `fitted_on` is {id: measured ms} of the whole architectures it rests on, the space's largest
-    among them. `held_out` are relative
-    errors on networks the fit had not seen (each left out once): `mean` and `worst`, and the same
-    of the sum without a fit as `mean_of_sum` and `worst_of_sum`.
+    among them. `held_out` are relative errors on networks the fit had not seen (each left out
+    once): `mean` and `worst`, and the same of the sum without a fit as `mean_of_sum` and
+    `worst_of_sum`.
     """
 
     form: str
@@ -80,6 +80,8 @@ class Calibration:
             raise ValueError(f"form must be {AFFINE} with constant and scale, but is {self.form}.")
         if not all(math.isfinite(value) for value in values) or self.coefficients["scale"] <= 0:
             raise ValueError(f"coefficients must be numbers, scale above 0: {self.coefficients}.")
+        if not all(0 < ms <= MAX_MS for ms in self.fitted_on.values()):
+            raise ValueError(f"fitted_on must be times above 0, but is {self.fitted_on!r:.80}.")
 
     def apply(self, ms: Costs) -> Costs:
         """Return calibrated ms for sums of entries in ms, of any shape."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nas.errors import ConfigError, InfeasibleBudget
 from nas.pipeline.config import RunConfig
+from nas.pipeline.materials import Materials
+from nas.pipeline.run import Run
 from nas.search import parse_budgets, parse_latency
 from nas.seeds import stage_seed
 from nas.space import Architecture, SearchSpace
@@ -127,6 +128,15 @@ def check_reachable(space: SearchSpace, prices: Mapping[str, Pricer], budget: Bu
             )
 
 
-def costs_of(prices: Mapping[str, Pricer], codes: Codes) -> dict[str, Any]:
-    """Return {metric: costs (n,)} of codes (n, genes)."""
-    return {metric: price(codes) for metric, price in prices.items()}
+def priced(run: Run, materials: Materials) -> tuple[dict[str, Pricer], Budget]:
+    """Return the pricer of every metric, and the run's budgets, which something can meet.
+
+    Raises:
+        InfeasibleBudget: even the cheapest architecture is over one of them.
+    """
+    profiled = run.result("profile", make_with="profile")
+    space, target_id = materials.space, materials.target.id
+    budget = resolve(run.config, target_id=target_id, largest_ms=profiled["largest_ms"])
+    prices = pricers(space, materials.table.pricer(space), target_id=target_id)
+    check_reachable(space, prices, budget)
+    return prices, budget

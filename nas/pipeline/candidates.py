@@ -6,7 +6,7 @@ from typing import Any
 from nas.errors import ConfigError, InfeasibleBudget
 from nas.latency import Timing
 from nas.pipeline import budget as budgets
-from nas.pipeline.budget import Budget
+from nas.pipeline.budget import Budget, Pricer
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress, Run
@@ -57,22 +57,65 @@ def search(run: Run, materials: Materials | None = None) -> Outcome:
 
 
 def _search(run: Run, materials: Materials, name: str, progress: Progress) -> dict[str, Any]:
-    profiled = run.result("profile", make_with="profile")
-    trained = run.result("train", make_with="train")
-    config, space, data = run.config, materials.space, materials.data
+    prices, budget = budgets.priced(run, materials)
+    study = _study(
+        name,
+        named=bool(run.config.study),
+        storage=run.config.storage,
+        attrs=_about(run, materials),
+    )
+    _evaluate(run, materials, study, prices=prices, budget=budget, progress=progress)
+    measured = list(measure_best(run, materials, study, budget, progress))
+    chosen = [row["trial"] for row in measured if row["meets"]]
+    if not chosen:
+        raise _none_met(measured, budget)
+    return {
+        "study": study.name,
+        "storage": study.url,
+        "evaluated": len(study.trials),
+        "ended": study.ended,
+        "budget_ms": budget.latency_ms,
+        "budgets": budget.limits,
+        "feasible_share": budgets.feasible_share(materials.space, prices, budget),
+        "feasible_sample": budgets.RANDOM_DRAWS,
+        "measured": measured,
+        "chosen": chosen,
+    }
+
+
+def _about(run: Run, materials: Materials) -> dict[str, Any]:
+    """Return what tells this search from every other, as the study's attributes."""
     target_id = materials.target.id
-    budget = budgets.resolve(config, target_id=target_id, largest_ms=profiled["largest_ms"])
-    prices = budgets.pricers(space, materials.table.pricer(space), target_id=target_id)
-    budgets.check_reachable(space, prices, budget)
+    return {
+        "space": materials.space.name,
+        "space_digest": materials.space.digest,
+        "targets": [target_id],
+        "table_digests": {target_id: materials.table.digest},
+        "supernet_digest": run.result("train", make_with="train")["digest"],
+        "data_digest": materials.data.digest,
+        "settings": run.config.reads("search"),
+    }
+
+
+def _evaluate(
+    run: Run,
+    materials: Materials,
+    study: Study,
+    *,
+    prices: Mapping[str, Pricer],
+    budget: Budget,
+    progress: Progress,
+) -> None:
+    """Fill the study: candidates at the level below the budget, scored by the supernet."""
+    config, space, data = run.config, materials.space, materials.data
+    supernet = materials.supernet
     middle = (1 - config.margin + config.least_use) / 2
     half = (1 - config.margin - config.least_use) / 2
-    limits = {**budget.limits, OFF_LEVEL: half}
-    supernet = materials.supernet
 
     def price(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        costs = budgets.costs_of(prices, space.encode(choices))
-        costs[OFF_LEVEL] = abs(costs[budget.metric] / budget.latency_ms - middle)
-        return costs
+        codes = space.encode(choices)
+        costs = {metric: pricer(codes) for metric, pricer in prices.items()}
+        return {**costs, OFF_LEVEL: abs(costs[budget.metric] / budget.latency_ms - middle)}
 
     def evaluate(choice: Mapping[str, Any]) -> dict[str, float]:
         found = score(supernet, space.architecture(choice), data)
@@ -82,25 +125,11 @@ def _search(run: Run, materials: Materials, name: str, progress: Progress) -> di
         architecture = space.architecture(choice)
         return {"architecture": architecture.to_json(), "architecture_id": architecture.id}
 
-    study = _study(
-        name,
-        named=bool(config.study),
-        storage=config.storage,
-        attrs={
-            "space": space.name,
-            "space_digest": space.digest,
-            "targets": [target_id],
-            "table_digests": {target_id: materials.table.digest},
-            "supernet_digest": trained["digest"],
-            "data_digest": data.digest,
-            "settings": config.reads("search"),
-        },
-    )
     run_search(
         space.genes(),
         evaluate,
         price,
-        limits,
+        {**budget.limits, OFF_LEVEL: half},
         evaluations=config.evaluations,
         seed=stage_seed(config.seed, "search"),
         options=SearchOptions(
@@ -113,30 +142,18 @@ def _search(run: Run, materials: Materials, name: str, progress: Progress) -> di
         ),
         study=study,
     )
-    measured = list(measure_best(run, materials, study, budget, progress))
-    chosen = [row["trial"] for row in measured if row["meets"]]
-    if not chosen:
-        fastest = min(measured, key=lambda row: float(row["ci_high_ms"]))
-        raise InfeasibleBudget(
-            f"none of the {len(measured)} best candidates meets {budget.latency_ms:.4g} ms when "
-            f"measured whole; the fastest takes {fastest['ci_high_ms']:.4g} ms. "
-            "Profile again on a quiet machine, or raise margin.",
-            metric=budget.metric,
-            budget=budget.latency_ms,
-            smallest=float(fastest["ci_high_ms"]),
-        )
-    return {
-        "study": study.name,
-        "storage": study.url,
-        "evaluated": len(study.trials),
-        "ended": study.ended,
-        "budget_ms": budget.latency_ms,
-        "budgets": budget.limits,
-        "feasible_share": budgets.feasible_share(space, prices, budget),
-        "feasible_sample": budgets.RANDOM_DRAWS,
-        "measured": measured,
-        "chosen": chosen,
-    }
+
+
+def _none_met(measured: Sequence[Mapping[str, Any]], budget: Budget) -> InfeasibleBudget:
+    fastest_ms = min(float(row["ci_high_ms"]) for row in measured)
+    return InfeasibleBudget(
+        f"none of the {len(measured)} best candidates meets {budget.latency_ms:.4g} ms when "
+        f"measured whole; the fastest takes {fastest_ms:.4g} ms. "
+        "Profile again on a quiet machine, or raise margin.",
+        metric=budget.metric,
+        budget=budget.latency_ms,
+        smallest=fastest_ms,
+    )
 
 
 def _study(name: str, *, named: bool, storage: str | None, attrs: Mapping[str, Any]) -> Study:

@@ -53,16 +53,11 @@ def profile(run: Run, materials: Materials | None = None) -> Outcome:
     """
     materials = materials or Materials(run)
     result = run.stage("profile", lambda progress: _profile(run, materials, progress))
-    target_id = materials.target.id
-    budget = budgets.resolve(run.config, target_id=target_id, largest_ms=result["largest_ms"])
-    prices = budgets.pricers(
-        materials.space, materials.table.pricer(materials.space), target_id=target_id
-    )
-    budgets.check_reachable(materials.space, prices, budget)
+    _, budget = budgets.priced(run, materials)
     lines = rows(
         {
             "table": result["table"],
-            "entries": f"{result['entries']} on {target_id}",
+            "entries": f"{result['entries']} on {materials.target.id}",
             "largest network": f"{result['largest_ms']:.4g} ms measured",
             "fastest network": f"{result['fastest_ms']:.4g} ms predicted",
             "budget": f"{budget.latency_ms:.4g} ms ({run.config.latency_budget})",

@@ -46,53 +46,14 @@ def run_all(run: Run) -> Outcome:
 
 
 def _told(
-    run: Run, materials: Materials, winners: list[tuple[Candidate, Any]], page: str
+    run: Run, materials: Materials, winners: list[tuple[Candidate, dict[str, Any]]], page: str
 ) -> Outcome:
     """Return the table a newcomer wants and the next three commands to try."""
     searched = run.result(f"search/{study_name(run)}", make_with="search")
-    profiled = run.result("profile", make_with="profile")
     lines: list[str] = []
-    values = []
     for candidate, verified in winners:
-        blocks, latency = candidate.blocks, verified["latency"]
-        budget_ms = searched["budget_ms"]
-        distilled = run.result(candidate.key("distill"), make_with="distill")
-        values.append(
-            {
-                "architecture_id": candidate.id,
-                "folder": verified["folder"],
-                "accuracy": verified["accuracy"],
-                "latency": latency,
-                "budget_ms": budget_ms,
-                "params": sum(block.params for block in blocks),
-                "macs": sum(block.macs for block in blocks),
-            }
-        )
-        use = latency["measured_ms"] / budget_ms
-        lines += [
-            "",
-            *rows(
-                {
-                    "winner": f"{candidate.id}, verified in a fresh process",
-                    "budget": f"{budget_ms:.4g} ms = {run.config.latency_budget}"
-                    f" ({searched['feasible_share']:.0%} of random networks meet it)",
-                    "measured latency": f"{latency['measured_ms']:.4g} ms, at most "
-                    f"{latency['ci_high_ms']:.4g} ({use:.0%} of the budget, "
-                    f"grade {latency['grade']})",
-                    "predicted latency": f"{latency['predicted_ms']:.4g} ms",
-                    "test accuracy": f"{verified['accuracy']['test']:.1%} "
-                    f"({distilled['accuracy']:.1%} on search, "
-                    f"{distilled['inherited']:.1%} inherited)",
-                    "size": f"{values[-1]['params']:,} parameters, "
-                    f"{values[-1]['macs'] / 1e6:.3g} MMACs",
-                    "device": materials.target.id,
-                    "latency table": errors_text(profiled["predictions"]),
-                    "folder": verified["folder"],
-                    "report": page,
-                }
-            ),
-        ]
-    folder = values[0]["folder"]
+        lines += ["", *rows(_table(run, candidate, verified, materials.target.id, page))]
+    folder = winners[0][1]["folder"]
     lines += [
         "",
         "Try next:",
@@ -102,11 +63,45 @@ def _told(
         f"  nas search --run {run.folder} --name faster --latency-budget "
         f"{0.8 * searched['budget_ms']:.3g}ms",
     ]
-    told = {
-        "winners": values,
+    values = [
+        {
+            "architecture_id": candidate.id,
+            "folder": verified["folder"],
+            "accuracy": verified["accuracy"],
+            "latency": verified["latency"],
+            "budget_ms": searched["budget_ms"],
+            "params": sum(block.params for block in candidate.blocks),
+            "macs": sum(block.macs for block in candidate.blocks),
+        }
+        for candidate, verified in winners
+    ]
+    kept = {key: searched[key] for key in ("study", "budget_ms", "feasible_share")}
+    return Outcome(values={"winners": values, "report": page, **kept}, lines=tuple(lines))
+
+
+def _table(
+    run: Run, candidate: Candidate, verified: dict[str, Any], target_id: str, page: str
+) -> dict[str, str]:
+    """Return the rows about one winner."""
+    searched = run.result(f"search/{candidate.study}", make_with="search")
+    profiled = run.result("profile", make_with="profile")
+    distilled = run.result(candidate.key("distill"), make_with="distill")
+    latency, budget_ms = verified["latency"], searched["budget_ms"]
+    params = sum(block.params for block in candidate.blocks)
+    macs = sum(block.macs for block in candidate.blocks)
+    return {
+        "winner": f"{candidate.id}, verified in a fresh process",
+        "budget": f"{budget_ms:.4g} ms = {run.config.latency_budget}"
+        f" ({searched['feasible_share']:.0%} of random networks meet it)",
+        "measured latency": f"{latency['measured_ms']:.4g} ms, at most "
+        f"{latency['ci_high_ms']:.4g} ({latency['measured_ms'] / budget_ms:.0%} of the budget, "
+        f"grade {latency['grade']})",
+        "predicted latency": f"{latency['predicted_ms']:.4g} ms",
+        "test accuracy": f"{verified['accuracy']['test']:.1%} "
+        f"({distilled['accuracy']:.1%} on search, {distilled['inherited']:.1%} inherited)",
+        "size": f"{params:,} parameters, {macs / 1e6:.3g} MMACs",
+        "device": target_id,
+        "latency table": errors_text(profiled["predictions"]),
+        "folder": verified["folder"],
         "report": page,
-        "study": searched["study"],
-        "budget_ms": searched["budget_ms"],
-        "feasible_share": searched["feasible_share"],
     }
-    return Outcome(values=told, lines=tuple(lines))

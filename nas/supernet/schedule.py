@@ -5,11 +5,10 @@ on in the middle.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from nas.errors import ConfigError
 
-PHASES = ("largest", "single", "sandwich")
 SANDWICH_RATE = 0.25  # the sandwich's learning rate as a share of `lr` (LOG of the first trial)
 END_RATE = 0.01  # where a cosine ends, as a share of where it began
 
@@ -101,14 +100,6 @@ class TrainConfig:
         value = getattr(self, name)
         if not low <= value <= high:  # false for NaN too
             raise ConfigError(f"{name} must be from {low:g} to {high:g}, but is {value}.")
-
-    def differences(self, other: "TrainConfig") -> dict[str, tuple[object, object]]:
-        """Return {field: (own value, other's value)} where two configurations differ."""
-        pairs = {
-            item.name: (getattr(self, item.name), getattr(other, item.name))
-            for item in fields(self)
-        }
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

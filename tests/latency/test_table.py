@@ -235,3 +235,5 @@ def test_a_given_table_is_the_one_that_is_used(
 def test_a_calibration_that_would_turn_the_ranking_round_is_refused() -> None:
     with pytest.raises(ValueError, match="scale above 0"):
         replace(FIT, coefficients={"constant": 1.0, "scale": -1.0})
+    with pytest.raises(ValueError, match="times above 0"):
+        replace(FIT, fitted_on={"0a1b2c3d4e5f": -1.0})
