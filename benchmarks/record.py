@@ -1,6 +1,7 @@
 """What every benchmark prints and writes: machine, versions, figures beside what is asked."""
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass
@@ -25,7 +26,8 @@ class Figure:
 
 def record(name: str, figures: list[Figure], *, notes: dict[str, Any] | None = None) -> None:
     """Print the figures and write benchmarks/results/NAME.json."""
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    words = ["DIR" if os.sep in word else word for word in sys.argv[1:]]  # no path of a machine
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     value = {
         "machine": environment.machine(),
         "versions": environment.versions(),
