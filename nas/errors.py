@@ -12,7 +12,8 @@ NasError                      1   something failed; the message says what
 └── TryAgain                 75   somebody else holds the run or the database is away
 """
 
-from typing import ClassVar
+import functools
+from typing import Any, ClassVar
 
 
 class NasError(Exception):
@@ -37,6 +38,13 @@ class InfeasibleBudget(NasError, ValueError):
         self.metric = metric
         self.budget = budget
         self.smallest = smallest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Carry the numbers from one process to another."""
+        numbers: dict[str, Any] = {
+            "metric": self.metric, "budget": self.budget, "smallest": self.smallest,
+        }  # fmt: skip
+        return functools.partial(type(self), **numbers), self.args
 
 
 class UnreliableTiming(NasError):

@@ -48,6 +48,12 @@ def test_an_infeasible_budget_carries_the_numbers() -> None:
     assert (str(error), error.metric, error.budget, error.smallest) == ("no", "latency_ms", 5, 7.5)
 
 
+def test_an_infeasible_budget_takes_its_numbers_to_another_process() -> None:
+    error = errors.InfeasibleBudget("no", metric="latency_ms", budget=5.0, smallest=7.5)
+    back = pickle.loads(pickle.dumps(error))
+    assert (str(back), back.metric, back.budget, back.smallest) == ("no", "latency_ms", 5, 7.5)
+
+
 @pytest.mark.parametrize("error", [e for e in CLASSES.values() if e is not errors.InfeasibleBudget])
 def test_an_error_survives_the_way_to_another_process(error: type[errors.NasError]) -> None:
     back = pickle.loads(pickle.dumps(error("no")))

@@ -107,13 +107,13 @@ def search(
         from nas import pipeline
 
         flagged = {
-            "latency_budget": latency_budget, "budgets": budget, "study": name,
+            "latency_budget": latency_budget, "budgets": budget,
             "evaluations": evaluations, "sampler": sampler, "winners": winners,
             "target": target, "table": table, "seed": seed, "storage": storage,
         }  # fmt: skip
-        config = pipeline.config_of(run, changes(flagged, overrides), begin=False)
+        config = pipeline.config_of(run, changes(flagged, overrides), begin=False, study=name)
         with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
-            opened.refuse_repeat(f"search/{pipeline.study_name(opened)}")
+            opened.refuse_repeat(f"search/{opened.study}")
             result = pipeline.search(opened)
         emit(result.to_json(), result.text(), options)
 
@@ -133,7 +133,7 @@ def distill(
     with guarded(options):
         from nas import pipeline
 
-        config = pipeline.config_of(run, changes({"study": name}, overrides), begin=False)
+        config = pipeline.config_of(run, changes({}, overrides), begin=False, study=name)
         with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
             result = pipeline.distill(opened)
         emit(result.to_json(), result.text(), options)
@@ -153,7 +153,7 @@ def export(
     with guarded(options):
         from nas import pipeline
 
-        config = pipeline.config_of(run, changes({"study": name}, None), begin=False)
+        config = pipeline.config_of(run, [], begin=False, study=name)
         with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
             result = pipeline.export(opened)
         emit(result.to_json(), result.text(), options)
@@ -195,7 +195,7 @@ def report(
     with guarded(options):
         from nas import pipeline
 
-        config = pipeline.config_of(run, changes({"study": name}, None), begin=False)
+        config = pipeline.config_of(run, [], begin=False, study=name)
         with pipeline.Run.open(run, config, resume=True, progress=progress(options)) as opened:
             result = pipeline.report(opened)
         emit(result.to_json(), result.text(), options)

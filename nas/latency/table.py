@@ -247,11 +247,13 @@ class LatencyTable:
         missing = self.missing(blocks)
         target = self.target
         words = f"{target.runtime},{target.precision},b{target.batch},t{target.threads}"
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        command = f"nas profile --space {space.name if space else 'SPACE'} --target {words}"
+        if self.path:
+            command += f" --table {self.path}"
         return ConfigError(
-            f"the latency table {self.path or target.id} has no entry for {missing[0]}"
-            + (f" and {len(missing) - 1} others" if len(missing) > 1 else "")
-            + f". Measure what is missing with `nas profile {space.name if space else 'SPACE'} "
-            f"--target {words}" + (f" --table {self.path}`." if self.path else "`.")
+            f"the latency table {self.path or target.id} has no entry for {missing[0]}{others}. "
+            f"Measure what is missing with `{command}`."
         )
 
 

@@ -1,6 +1,6 @@
 """The stages of the whole job and the folder they share; `whole.py` says them in order."""
 
-from nas.pipeline.candidates import search, study_name
+from nas.pipeline.candidates import search
 from nas.pipeline.config import RunConfig, preset
 from nas.pipeline.config import load as load_config
 from nas.pipeline.doctor import doctor
@@ -24,7 +24,6 @@ __all__ = [
     "report",
     "run_all",
     "search",
-    "study_name",
     "train",
     "verify_folder",
 ]

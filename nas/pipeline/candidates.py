@@ -23,11 +23,6 @@ MEASURED_AT_ONCE = 4
 MOST_STUDIES = 1000
 
 
-def study_name(run: Run) -> str:
-    """Return the name of this run's study: the one asked for, or the folder's."""
-    return run.config.study or run.folder.resolve().name
-
-
 def search(run: Run, materials: Materials | None = None) -> Outcome:
     """Search under the budget, then measure the best candidates whole, in order.
 
@@ -36,7 +31,7 @@ def search(run: Run, materials: Materials | None = None) -> Outcome:
         ConfigError: a stage this one needs is missing.
     """
     materials = materials or Materials(run)
-    name = study_name(run)
+    name = run.study
 
     def work(progress: Progress) -> dict[str, Any]:
         return _search(run, materials, name, progress)

@@ -60,7 +60,7 @@ def _packages() -> list[Check]:
     wrong = []
     for text in ranges:
         need = Requirement(text)
-        if need.marker is not None and not need.marker.evaluate():
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
             continue
         try:
             found = version(need.name)

@@ -6,7 +6,6 @@ from typing import Any
 
 from nas import environment
 from nas.manifest import Winner
-from nas.pipeline.candidates import study_name
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome
 from nas.pipeline.run import Run
@@ -18,7 +17,7 @@ from nas.supernet import load as load_supernet
 def report(run: Run, materials: Materials | None = None) -> Outcome:
     """Write RUN/report/index.html from what the stages left; made anew every time."""
     materials = materials or Materials(run)
-    name = study_name(run)
+    name = run.study
     searched = run.result(f"search/{name}", make_with="search")
     profiled = run.result("profile", make_with="profile")
     study = Study.load(searched["study"], storage=run.config.storage)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from nas.files import (
     lock,
     read_json,
     read_yaml,
+    sweep,
     to_plain,
     write_json,
     write_yaml,
@@ -70,22 +72,30 @@ class Run:
             TryAgain: another process holds the folder.
         """
         folder = Path(folder)
-        stored = load_config(folder)
+        stored = load_config(folder, config.study if config is not None else "")
         if config is None and stored is None:
             raise ConfigError(
                 f"{folder} holds no run. Begin one with `nas run` or `nas train --run {folder}`."
             )
         with lock(folder / ".lock"):
+            sweep(folder)
             run = cls(folder, config or stored or RunConfig(), resume, progress)
             run.stages = run._read_stages()
             if config is not None and stored is not None:
                 run._check_changes(stored)
-            write_yaml(folder / "config.yaml", run.config)
+            write_yaml(config_path(folder, run.config.study), run.config)
+            if not config_path(folder).is_file():
+                write_yaml(config_path(folder), run.config)
             write_json(
                 folder / "environment.json",
                 {"machine": environment.machine(), "versions": environment.versions()},
             )
             yield run
+
+    @property
+    def study(self) -> str:
+        """The name of the run's study: the one asked for, or the folder's."""
+        return self.config.study or self.folder.resolve().name
 
     # ------------------------------------------------------------ stages
     def stage(self, key: str, work: Callable[[Progress], dict[str, Any]]) -> dict[str, Any]:
@@ -125,7 +135,9 @@ class Run:
 
     def _check_changes(self, stored: RunConfig) -> None:
         for key, record in self.stages.items():
-            name = key.partition("/")[0]
+            name, _, rest = key.partition("/")
+            if rest and rest.partition("/")[0] != self.study:
+                continue  # of another study of this run, with settings of its own
             if record["settings"] != digest_json(self.config.reads(name)):
                 changed = differences(stored.reads(name), self.config.reads(name))
                 raise ConfigError(
@@ -157,9 +169,14 @@ class Run:
             stream.write(json.dumps({**line, "event": event, **to_plain(values)}) + "\n")
 
 
-def load_config(folder: Path) -> RunConfig | None:
-    """Return the settings a run was begun with, None if there is no run yet."""
-    path = folder / "config.yaml"
+def config_path(folder: Path, study: str = "") -> Path:
+    """Return where settings stand: the run's, or those of a study with a name of its own."""
+    return folder / (f"config-{study}.yaml" if study else "config.yaml")
+
+
+def load_config(folder: Path, study: str = "") -> RunConfig | None:
+    """Return the settings a run (or one of its studies) was begun with, None if there are none."""
+    path = config_path(folder, study)
     try:
         if not path.is_file():
             return None
@@ -168,15 +185,26 @@ def load_config(folder: Path) -> RunConfig | None:
     return into(RunConfig, read_yaml(path), source=str(path))
 
 
-def config_of(folder: Path | str, overrides: Sequence[str], *, begin: bool) -> RunConfig | None:
-    """Return a run's settings with changes, its own config.yaml or the defaults underneath.
+def config_of(
+    folder: Path | str, overrides: Sequence[str], *, begin: bool, study: str | None = None
+) -> RunConfig | None:
+    """Return a run's settings with changes, its own or the defaults underneath.
 
     Args:
         folder: The run's folder.
         overrides: `key.sub=value` words.
         begin: Whether a run may begin here; else None stands for one that is not there.
+        study: A study by name: with the settings it was begun with, or the run's if it is new.
+
+    Raises:
+        ConfigError: a study's name is not letters, digits, ., _ and -.
     """
-    stored = Path(folder) / "config.yaml"
-    if load_config(Path(folder)) is not None:
-        return load(stored, overrides)
-    return load(None, overrides) if begin else None
+    folder = Path(folder)
+    name = "" if study in (None, folder.resolve().name) else str(study)
+    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"a study's name has letters, digits, '.', '_' and '-', not {name!r}.")
+    words = [*overrides, f"study={json.dumps(name)}"] if name else overrides
+    for path in dict.fromkeys([config_path(folder, name), config_path(folder)]):
+        if path.is_file():
+            return load(path, words)
+    return load(None, words) if begin else None

@@ -3,7 +3,7 @@
 from typing import Any
 
 from nas.errors import BrokenPromise
-from nas.pipeline.candidates import search, study_name
+from nas.pipeline.candidates import search
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.prepare import errors_text, profile, train
@@ -49,7 +49,7 @@ def _told(
     run: Run, materials: Materials, winners: list[tuple[Candidate, dict[str, Any]]], page: str
 ) -> Outcome:
     """Return the table a newcomer wants and the next three commands to try."""
-    searched = run.result(f"search/{study_name(run)}", make_with="search")
+    searched = run.result(f"search/{run.study}", make_with="search")
     lines: list[str] = []
     for candidate, verified in winners:
         lines += ["", *rows(_table(run, candidate, verified, materials.target.id, page))]

@@ -11,7 +11,6 @@ from nas.errors import ConfigError, NasError
 from nas.latency import LatencyTable, find_table
 from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
 from nas.network import NasHybrid
-from nas.pipeline.candidates import study_name
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress, Run
@@ -36,7 +35,7 @@ class Candidate:
         self.architecture = Architecture.from_json(trial.architecture)
         self.id = trial.architecture_id
         self.blocks = materials.space.blocks(self.architecture)
-        self.study = study_name(run)
+        self.study = run.study
 
     def key(self, stage: str) -> str:
         """Return the stage's key in the run's state."""
@@ -174,7 +173,7 @@ class Candidate:
 
 def chosen(run: Run, materials: Materials) -> list[Candidate]:
     """Return the candidates of the run's search that met the budget when measured, best first."""
-    searched = run.result(f"search/{study_name(run)}", make_with="search")
+    searched = run.result(f"search/{run.study}", make_with="search")
     study = Study.load(searched["study"], storage=run.config.storage)
     trials = {trial.number: trial for trial in study.trials}
     return [Candidate(run, materials, trials[number]) for number in searched["chosen"]]

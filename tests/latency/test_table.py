@@ -85,7 +85,9 @@ def test_a_missing_entry_is_an_error_with_the_command_that_measures_it(
 
 
 def test_a_pricer_names_what_is_missing_for_a_space_before_it_prices(table: LatencyTable) -> None:
-    with pytest.raises(ConfigError, match=r"no entry for .* and \d+ others.*`nas profile tiny"):
+    with pytest.raises(
+        ConfigError, match=r"no entry for .* and \d+ others.*`nas profile --space tiny"
+    ):
         table.pricer(SearchSpace.load("tiny"))
 
 

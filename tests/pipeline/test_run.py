@@ -151,3 +151,33 @@ def test_the_log_has_a_line_an_event(tmp_path: Path) -> None:
         run.stage("train", work(1))
     lines = (tmp_path / "a" / "log.jsonl").read_text().splitlines()
     assert ['"begun"' in lines[0], '"done"' in lines[1]] == [True, True]
+
+
+def test_a_run_has_many_studies_each_with_settings_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    with Run.open(folder, RunConfig()) as run:
+        run.stage("train", work(1))
+        run.stage("search/a", work(2))
+    faster = config_of(folder, ["latency_budget=2ms"], begin=False, study="faster")
+    with Run.open(folder, faster) as run:
+        assert run.study == "faster" and run.config.latency_budget == "2ms"
+        run.stage("search/faster", work(3))
+    first = config_of(folder, [], begin=False, study=None)
+    with Run.open(folder, first, resume=True) as run:
+        assert run.study == "a" and run.config.latency_budget == "50%"
+        assert run.stage("search/a", never) == {"answer": 2}
+    again = config_of(folder, [], begin=False, study="faster")
+    with Run.open(folder, again, resume=True) as run:
+        assert run.config.latency_budget == "2ms"
+        assert run.stage("search/faster", never) == {"answer": 3}
+    changed = config_of(folder, ["latency_budget=3ms"], begin=False, study="faster")
+    with (
+        pytest.raises(ConfigError, match=r"search/faster is done.*latency_budget: 2ms -> 3ms"),
+        Run.open(folder, changed, resume=True),
+    ):
+        pass
+
+
+def test_a_study_s_name_is_no_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a study's name"):
+        config_of(tmp_path, [], begin=True, study="../x")
