@@ -135,4 +135,5 @@ class Materials:
             progress=self.run.progress("teacher"),
         )
         self.run.log("teacher", "ready", name=config.teacher, accuracy=made.score.accuracy)
-        return Teacher(made.model, self.data)
+        # In one memory layout whether trained just now or read back: its last bits depend on it.
+        return Teacher(made.model.to(memory_format=torch.channels_last), self.data)

@@ -14,8 +14,9 @@ schema: 1
 space: tiny
 data: digits
 latency_budget: 60%
-margin: 0.1
-least_use: 0.5
+margin: 0.3
+least_use: 0.2
+candidates: 2
 evaluations: 6
 sampler: random
 check_networks: 3
