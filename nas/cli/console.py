@@ -127,6 +127,8 @@ class _Bar:
 @contextmanager
 def guarded(options: Options) -> Iterator[None]:
     """Turn errors and signals into a sentence on stderr and the exit code CONTRIBUTING lists."""
+    log = logging.getLogger("nas")
+    level_before = log.level
     set_up_logging(options)
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -142,6 +144,8 @@ def guarded(options: Options) -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    finally:
+        log.setLevel(level_before)
 
 
 def fail(message: str, options: Options, code: int) -> None:
