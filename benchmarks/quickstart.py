@@ -72,7 +72,8 @@ def kept(winner: dict[str, Any]) -> tuple[float, float, float]:
 def prediction_figure(run: Path) -> Figure:
     """Return how far the table is off on unseen whole networks, beside its two rivals."""
     state = json.loads((run / "state.json").read_text())
-    rows = state["stages"]["profile"]["result"]["predictions"]
+    key = next(key for key in state["stages"] if key.startswith("profile/"))
+    rows = state["stages"][key]["result"]["predictions"]
     off = {
         key: sum(abs(row[key] / row["measured_ms"] - 1) for row in rows) / len(rows)
         for key in ("table_ms", "isolated_ms", "macs_ms")

@@ -3,6 +3,7 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = (
@@ -37,10 +38,25 @@ def cpu_name() -> str:
 
 
 def allowed_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may keep busy: its affinity, and its cgroup's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, int(_quota_cores())))
+
+
+def _quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return the processor quota in cores of cgroup v2 or v1; infinite is a large number."""
+    for quota, period in (
+        (root / "cpu.max", None),
+        (root / "cpu" / "cpu.cfs_quota_us", root / "cpu" / "cpu.cfs_period_us"),
+    ):
+        try:
+            words = quota.read_text().split()
+            words += period.read_text().split() if period else []
+            if words[0] not in ("max", "-1"):
+                return float(words[0]) / float(words[1])
+        except (OSError, ValueError, IndexError):
+            continue  # not that kind of cgroup
+    return 1e6
 
 
 def machine() -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Device (a machine) and Target (a device with everything else a latency depends on)."""
 
-import os
 import platform
 import re
 from dataclasses import dataclass, replace
@@ -8,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+from nas.environment import allowed_cores
 from nas.errors import ConfigError, CorruptFile, DeviceError
 from nas.files import into, to_plain
 
@@ -200,28 +200,6 @@ def _version_or_none(package: str) -> str | None:
 
 
 # ---------------------------------------------------------------- this machine
-def allowed_cores() -> int:
-    """Return how many cores this process may keep busy: its affinity, and its cgroup's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, int(_quota_cores())))
-
-
-def _quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return the processor quota in cores of cgroup v2 or v1; infinite is a large number."""
-    for quota, period in (
-        (root / "cpu.max", None),
-        (root / "cpu" / "cpu.cfs_quota_us", root / "cpu" / "cpu.cfs_period_us"),
-    ):
-        try:
-            words = quota.read_text().split()
-            words += period.read_text().split() if period else []
-            if words[0] not in ("max", "-1"):
-                return float(words[0]) / float(words[1])
-        except (OSError, ValueError, IndexError):
-            continue  # not that kind of cgroup
-    return 1e6
-
-
 def _cpu_slug(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name in lower case and hyphens: "amd-epyc-7763".
 

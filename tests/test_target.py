@@ -2,9 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from nas import environment
 from nas import target as target_module
+from nas.environment import allowed_cores
 from nas.errors import ConfigError, CorruptFile, DeviceError
-from nas.target import Device, Target, allowed_cores
+from nas.target import Device, Target
 
 HERE = "onnxruntime,fp32,b1,t1"
 
@@ -130,7 +132,7 @@ def test_a_container_s_quota_limits_the_cores(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert target_module._quota_cores(tmp_path) == cores
+    assert environment._quota_cores(tmp_path) == cores
 
 
 @pytest.mark.parametrize("field", ["cpu", "arch"])

@@ -3,7 +3,7 @@
 Nothing here loads torch or a runtime before something is exported or timed.
 """
 
-from nas.latency.check import Check, check, compare
+from nas.latency.check import Check, check, compare, time_networks
 from nas.latency.measure import QUICK, ProfileConfig, measure_networks
 from nas.latency.plan import Plan, plan
 from nas.latency.profile import profile
@@ -23,4 +23,5 @@ __all__ = [
     "measure_networks",
     "plan",
     "profile",
+    "time_networks",
 ]

@@ -134,7 +134,7 @@ def priced(run: Run, materials: Materials) -> tuple[dict[str, Pricer], Budget]:
     Raises:
         InfeasibleBudget: even the cheapest architecture is over one of them.
     """
-    profiled = run.result("profile", make_with="profile")
+    profiled = run.result(run.profile_key, make_with="profile")
     space, target_id = materials.space, materials.target.id
     budget = resolve(run.config, target_id=target_id, largest_ms=profiled["largest_ms"])
     prices = pricers(space, materials.table.pricer(space), target_id=target_id)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nas.errors import ConfigError, InfeasibleBudget
-from nas.latency import Timing
+from nas.latency import Timing, time_networks
 from nas.pipeline import budget as budgets
 from nas.pipeline.budget import Budget, Pricer
 from nas.pipeline.materials import Materials
@@ -213,4 +213,10 @@ def _measure(materials: Materials, batch: Sequence[Trial], progress: Progress) -
         str(trial.number): materials.space.blocks(Architecture.from_json(trial.architecture))
         for trial in batch
     }
-    return materials.time_networks(networks, progress)
+    return time_networks(
+        networks,
+        materials.table,
+        materials.run.config.profile,
+        progress=progress,
+        export=materials.parts,
+    )

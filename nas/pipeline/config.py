@@ -9,6 +9,7 @@ from typing import Any
 from nas.errors import ConfigError
 from nas.files import into, parse_yaml, read_yaml, to_plain, unknown_key
 from nas.latency import ProfileConfig
+from nas.latency.check import MIN_NETWORKS
 from nas.supernet import TrainConfig
 from nas.winner.distill import DistillConfig
 
@@ -56,6 +57,10 @@ class RunConfig:
         for name in ("evaluations", "winners", "candidates"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+        if self.check_networks < MIN_NETWORKS:
+            raise ConfigError(
+                f"check_networks must be at least {MIN_NETWORKS}, but is {self.check_networks}."
+            )
         for name in ("margin", "least_use"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 0 to below 1, but is {getattr(self, name)}.")

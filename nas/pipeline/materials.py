@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,10 @@ import torch
 from nas import data as nas_data
 from nas.block import Block
 from nas.data import Data
-from nas.latency import LatencyTable, Timing, find_table, measure_networks
-from nas.latency.compose import Workshop
+from nas.latency import LatencyTable, find_table
+from nas.latency.table import TABLES
 from nas.network.onnx import parts_to_onnx
-from nas.pipeline.run import Progress, Run
+from nas.pipeline.run import Run
 from nas.seeds import stage_seed
 from nas.space import SearchSpace
 from nas.supernet import SuperNet
@@ -24,8 +24,6 @@ from nas.supernet import load as load_supernet
 from nas.target import Target
 from nas.winner.objective import Teacher
 from nas.winner.teacher import make_teacher
-
-TABLES = Path("runs/tables")
 
 
 class Parts:
@@ -88,31 +86,6 @@ class Materials:
         """The latency table of the target."""
         return LatencyTable.load(self.table_path)
 
-    def time_networks(
-        self, networks: Mapping[str, Sequence[Block]], progress: Progress
-    ) -> dict[str, Timing]:
-        """Return measured latencies of whole networks of random weights, joined from parts.
-
-        Weights do not change a latency, and the runtime sees the same graph as in an exported
-        network, at a tenth of the export's time. `verify` times the exported file itself.
-        """
-        chains = {
-            name: tuple(part for block in blocks for part in block.parts())
-            for name, blocks in networks.items()
-        }
-        progress(0, len(chains), "exporting whole networks")
-        with tempfile.TemporaryDirectory() as folder:
-            workshop = Workshop(Path(folder), self.parts, batch=self.target.batch)
-            workshop.export(list(chains.values()))
-            paths = workshop.join(chains, Path(folder))
-            return measure_networks(
-                paths,
-                self.target,
-                self.run.config.profile,
-                progress=progress,
-                reference_ms=self.table.reference_ms,
-            )
-
     @cached_property
     def supernet(self) -> SuperNet:
         """The trained supernet of this run.
@@ -121,7 +94,7 @@ class Materials:
             ConfigError: it is not trained yet.
         """
         self.run.result("train", make_with="train")
-        return load_supernet(self.run.folder / "supernet").supernet
+        return load_supernet(self.run.folder / "supernet").supernet.to(best_device())
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -132,8 +105,14 @@ class Materials:
             self.data,
             replace(config.teach, seed=stage_seed(config.seed, "teacher")),
             folder=self.run.folder / "teacher",
+            device=best_device(),
             progress=self.run.progress("teacher"),
         )
         self.run.log("teacher", "ready", name=config.teacher, accuracy=made.score.accuracy)
         # In one memory layout whether trained just now or read back: its last bits depend on it.
         return Teacher(made.model.to(memory_format=torch.channels_last), self.data)
+
+
+def best_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

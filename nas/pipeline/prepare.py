@@ -3,21 +3,18 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from nas import checkpoint
-from nas.latency import compare, plan
+from nas.latency import check, plan, time_networks
 from nas.latency import profile as profile_table
-from nas.latency.calibrate import draw
 from nas.pipeline import budget as budgets
-from nas.pipeline.materials import Materials
+from nas.pipeline.materials import Materials, best_device
 from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress, Run
+from nas.report import Prediction, prediction_errors
 from nas.seeds import stage_seed
 from nas.supernet import SuperNet, score
 from nas.supernet import train as train_supernet
 
-CHECK_SEED = 1
 PREDICTION_KEYS = ("id", "measured_ms", "table_ms", "isolated_ms", "macs_ms")
 
 
@@ -52,7 +49,7 @@ def profile(run: Run, materials: Materials | None = None) -> Outcome:
         InfeasibleBudget: even the cheapest architecture is over the run's budget.
     """
     materials = materials or Materials(run)
-    result = run.stage("profile", lambda progress: _profile(run, materials, progress))
+    result = run.stage(run.profile_key, lambda progress: _profile(run, materials, progress))
     _, budget = budgets.priced(run, materials)
     lines = rows(
         {
@@ -72,17 +69,23 @@ def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, An
     path = materials.table_path
     table = profile_table(space, target, path, config.profile, progress, export=materials.parts)
     fastest, fastest_ms = budgets.cheapest(space, table.pricer(space))
+    largest = space.largest()
     fit = table.calibrations.get(space.name)
     known = fit.fitted_on if fit is not None else {}
-    unseen = draw(space, config.check_networks, seed=CHECK_SEED, avoid=list(known))
-    networks = {architecture.id: space.blocks(architecture) for architecture in unseen}
-    largest = space.largest()
     if largest.id not in known:
-        networks[largest.id] = space.blocks(largest)
-    timings = materials.time_networks(networks, progress)
-    largest_ms = known.get(largest.id) or timings.pop(largest.id).median_ms
-    networks.pop(largest.id, None)
-    checked = compare(table, networks, timings, space=space)
+        alone = {largest.id: space.blocks(largest)}
+        timings = time_networks(
+            alone, table, config.profile, progress=progress, export=materials.parts
+        )
+        known = {largest.id: timings[largest.id].median_ms}
+    checked = check(
+        table,
+        space,
+        networks=config.check_networks,
+        config=config.profile,
+        progress=progress,
+        export=materials.parts,
+    )
     return {
         "table": str(path),
         "digest": table.digest,
@@ -90,24 +93,19 @@ def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, An
         "entries": len(table.entries),
         "fastest": fastest.id,
         "fastest_ms": fastest_ms,
-        "largest_ms": largest_ms,
+        "largest_ms": known[largest.id],
         "predictions": [
             {key: getattr(row, key) for key in PREDICTION_KEYS} for row in checked.rows
         ],
     }
 
 
-def errors_text(predictions: list[dict[str, float]]) -> str:
+def errors_text(predictions: list[dict[str, Any]]) -> str:
     """Return the mean error of the table and of its rivals on unseen whole networks."""
-    if not predictions:
-        return "not checked"
-    off = {}
-    for key in ("table_ms", "isolated_ms", "macs_ms"):
-        errors = [abs(row[key] / row["measured_ms"] - 1) for row in predictions]
-        off[key] = sum(errors) / len(errors)
+    errors = prediction_errors([Prediction(**row) for row in predictions])
     return (
-        f"{off['table_ms']:.1%} off on {len(predictions)} unseen networks (sum of isolated parts "
-        f"{off['isolated_ms']:.0%}, line through MACs {off['macs_ms']:.0%})"
+        f"{errors['table_ms'].mean:.1%} off on {len(predictions)} unseen networks (sum of isolated "
+        f"parts {errors['isolated_ms'].mean:.0%}, line through MACs {errors['macs_ms'].mean:.0%})"
     )
 
 
@@ -142,8 +140,3 @@ def train(run: Run, materials: Materials | None = None) -> Outcome:
         }
     )
     return Outcome(values=result, lines=lines)
-
-
-def best_device() -> torch.device:
-    """Return the GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

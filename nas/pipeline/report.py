@@ -19,7 +19,7 @@ def report(run: Run, materials: Materials | None = None) -> Outcome:
     materials = materials or Materials(run)
     name = run.study
     searched = run.result(f"search/{name}", make_with="search")
-    profiled = run.result("profile", make_with="profile")
+    profiled = run.result(run.profile_key, make_with="profile")
     study = Study.load(searched["study"], storage=run.config.storage)
     metric = f"latency_ms:{materials.target.id}"
     verified = [

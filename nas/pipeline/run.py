@@ -38,9 +38,9 @@ def silent(done: int, total: int, text: str) -> None:
 class Run:
     """One folder under runs/, held by one process at a time.
 
-    `stages` maps a stage's key ("profile", "train", "search/NAME" ...) to what it ended with and
-    the digest of the settings it read, so that a finished stage is never done twice, nor
-    believed after its settings changed.
+    `stages` maps a stage's key ("train", "profile/TARGET", "search/NAME" ...) to what it ended
+    with and the digest of the settings it read, so that a finished stage is never done twice,
+    nor believed after its settings changed.
     """
 
     folder: Path
@@ -97,6 +97,11 @@ class Run:
         """The name of the run's study: the one asked for, or the folder's."""
         return self.config.study or self.folder.resolve().name
 
+    @property
+    def profile_key(self) -> str:
+        """The key of profiling the run's target: a run has one for each device and runtime."""
+        return f"profile/{self.config.target}"
+
     # ------------------------------------------------------------ stages
     def stage(self, key: str, work: Callable[[Progress], dict[str, Any]]) -> dict[str, Any]:
         """Do one stage unless it is done; return its result (plain values)."""
@@ -136,8 +141,9 @@ class Run:
     def _check_changes(self, stored: RunConfig) -> None:
         for key, record in self.stages.items():
             name, _, rest = key.partition("/")
-            if rest and rest.partition("/")[0] != self.study:
-                continue  # of another study of this run, with settings of its own
+            own = self.config.target if name == "profile" else self.study
+            if rest and rest.partition("/")[0] != own:
+                continue  # of another target or study of this run, with settings of its own
             if record["settings"] != digest_json(self.config.reads(name)):
                 changed = differences(stored.reads(name), self.config.reads(name))
                 raise ConfigError(

@@ -84,7 +84,7 @@ def _table(
 ) -> dict[str, str]:
     """Return the rows about one winner."""
     searched = run.result(f"search/{candidate.study}", make_with="search")
-    profiled = run.result("profile", make_with="profile")
+    profiled = run.result(run.profile_key, make_with="profile")
     distilled = run.result(candidate.key("distill"), make_with="distill")
     latency, budget_ms = verified["latency"], searched["budget_ms"]
     params = sum(block.params for block in candidate.blocks)

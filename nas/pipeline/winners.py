@@ -11,7 +11,7 @@ from nas.errors import ConfigError, NasError
 from nas.latency import LatencyTable, find_table
 from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
 from nas.network import NasHybrid
-from nas.pipeline.materials import Materials
+from nas.pipeline.materials import Materials, best_device
 from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress, Run
 from nas.seeds import stage_seed
@@ -72,6 +72,7 @@ class Candidate:
         materials, config = self.materials, self.run.config
         inherited = score(materials.supernet, self.architecture, materials.data)
         model = materials.supernet.extract(self.architecture, inherited.statistics)
+        model.to(best_device())
         settings = replace(config.distill, seed=stage_seed(config.seed, f"distill/{self.id}"))
         return train_alone(
             model,

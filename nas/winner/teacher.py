@@ -31,6 +31,7 @@ def make_teacher(
     config: DistillConfig,
     *,
     folder: Path | str,
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> TrainResult:
     """Return a teacher for `data`: made once, then read back from `folder`.
@@ -48,6 +49,7 @@ def make_teacher(
         folder: Gets `config.json` and `model.safetensors`, so that
             `timm.create_model("local-dir:FOLDER", pretrained=True)` gives the teacher, its
             record `teacher.json`, and the checkpoints of its training.
+        device: Where it is trained, and where it is left.
         progress: Told after every step.
 
     Raises:
@@ -59,15 +61,18 @@ def make_teacher(
     identity = _identity(name, data, config)
     found = _read(folder, identity)
     if found is not None:
+        found.model.to(device)
         return found
     model = _create(name, data, config)
     if model.num_classes == data.num_classes and name.startswith(LOCAL):
+        model.to(device)
         score = evaluate(Teacher(model, data), data.split("search"), data)
         digest = checkpoint.digest_tensors(model.state_dict())
         result = TrainResult(model=model.eval(), steps=0, score=score, losses=(), digest=digest)
     else:
         if model.num_classes != data.num_classes:
             model.reset_classifier(data.num_classes)
+        model.to(device)
         model.pretrained_cfg = model.pretrained_cfg | _shown(data)
         result = train(model, data, config, folder=folder, progress=progress)
     _write(folder, result, identity)

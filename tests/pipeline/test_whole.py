@@ -53,7 +53,7 @@ def test_a_run_leaves_what_it_promises(undisturbed: tuple[Path, dict[str, Any]])
     assert found[0].id in page and "://" not in page
     rows = study_rows(folder)
     assert len(rows) == 6 and len({json.dumps(row[1], sort_keys=True) for row in rows}) == 6
-    profiled = state["profile"]["result"]
+    profiled = state["profile/onnxruntime,fp32,b1,t1"]["result"]
     budget_ms = 0.6 * profiled["largest_ms"]
     metric = f"latency_ms:{profiled['target']}"
     assert all(0.2 * budget_ms <= row[4][metric] <= 0.7 * budget_ms for row in rows)
