@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shutil
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,16 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def program(name: str) -> str:
+    """Return how to call a program of this environment: by its name, or by its path when the
+    name means another program on PATH, or none.
+    """
+    here = Path(sys.executable).with_name(name)
+    if not here.exists() or shutil.which(name) == str(here):
+        return name
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 def allowed_cores() -> int:

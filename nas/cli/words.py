@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nas.environment import program
+
 
 def changes(flagged: Mapping[str, Any], overrides: Sequence[str] | None) -> list[str]:
     """Return flags that were given, then overrides, as `key=value` words."""
@@ -16,4 +18,4 @@ def changes(flagged: Mapping[str, Any], overrides: Sequence[str] | None) -> list
 def go_on(verb: str, run: Path) -> list[str]:
     """Return the command that continues this one: the same words with --resume."""
     words = sys.argv[1:] if len(sys.argv) > 1 else [verb, "--run", str(run)]
-    return ["nas", *words, *([] if "--resume" in words else ["--resume"])]
+    return [program("nas"), *words, *([] if "--resume" in words else ["--resume"])]

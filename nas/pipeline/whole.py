@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from nas.environment import program
 from nas.errors import BrokenPromise
 from nas.pipeline.candidates import search
 from nas.pipeline.materials import Materials
@@ -57,10 +58,10 @@ def _told(
     lines += [
         "",
         "Try next:",
-        f"  nas verify {folder}",
-        f"  python -c \"import timm, nas.network; print(timm.create_model('local-dir:{folder}', "
-        'pretrained=True))"',
-        f"  nas search --run {run.folder} --name faster --latency-budget "
+        f"  {program('nas')} verify {folder}",
+        f'  {program("python")} -c "import timm, nas.network; '
+        f"print(timm.create_model('local-dir:{folder}', pretrained=True))\"",
+        f"  {program('nas')} search --run {run.folder} --name faster --latency-budget "
         f"{0.8 * searched['budget_ms']:.3g}ms",
     ]
     values = [

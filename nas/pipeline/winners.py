@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nas import checkpoint
+from nas.environment import program
 from nas.errors import ConfigError, NasError
 from nas.latency import LatencyTable, find_table
 from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
@@ -202,7 +203,8 @@ def export(run: Run) -> Outcome:
             f"nothing is distilled in {run.folder}. Run `nas distill --run {run.folder}` first."
         )
     results = [item.export() for item in ready]
-    lines = [f"{row['folder']}: check it with `nas verify {row['folder']}`" for row in results]
+    verify = f"{program('nas')} verify"
+    lines = [f"{row['folder']}: check it with `{verify} {row['folder']}`" for row in results]
     return Outcome(values={"exported": results}, lines=tuple(lines))
 
 

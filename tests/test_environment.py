@@ -1,0 +1,43 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from nas.environment import program
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("nas", "python3.11"):
+        (folder / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python3.11"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    return folder
+
+
+def test_a_program_is_named_as_its_user_can_call_it(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert program("nas") == ".venv/bin/nas"
+    monkeypatch.chdir(installed)
+    monkeypatch.chdir("/usr")
+    assert program("nas") == str(installed / "nas")
+    monkeypatch.setenv("PATH", f"{installed}:/usr/bin:/bin")
+    assert program("nas") == "nas"
+
+
+def test_another_program_of_that_name_on_path_is_not_meant(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "nas").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(other))
+    assert program("nas") == ".venv/bin/nas"
+
+
+def test_a_program_that_is_not_there_keeps_its_name(installed: Path) -> None:
+    assert program("nothing-of-that-name") == "nothing-of-that-name"
