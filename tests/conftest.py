@@ -53,14 +53,28 @@ def files_at_most() -> Callable[[int], Any]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder on a file system of 1 MiB; skips where none can be mounted (needs root)."""
-    folder = tmp_path / "small disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a small tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Return what makes folders on a file system of so many MiB; it skips where none can be
+    mounted (that needs root)."""
+    folders: list[Path] = []
+
+    def mount(size_mib: int) -> Path:
+        folder = tmp_path / f"small disk {len(folders)}"
+        folder.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(folder)]
+        try:
+            subprocess.run(words, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("mounting a small tmpfs needs root")
+        folders.append(folder)
+        return folder
+
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(disk_of: Callable[[int], Path]) -> Path:
+    """Return a folder on a file system of 1 MiB."""
+    return disk_of(1)

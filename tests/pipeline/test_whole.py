@@ -1,5 +1,6 @@
-"""The whole job, small: what it leaves, that it repeats bit for bit, that kill -9 loses nothing."""
+"""The whole job, small: what it leaves, that it repeats bit for bit, that no fault loses anything."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -86,6 +87,53 @@ def test_kill_9_in_every_stage_then_resume_ends_with_the_same_bits(
     assert len(both) >= 2 and all(ours[name] == theirs[name] for name in both)
     assert study_rows(tmp_path) == study_rows(reference)
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob(".*.exporting"))
+
+
+def fill(disk: Path) -> Path:
+    """Write until a disk is full; return the file to delete for all to be free again."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+    return ballast
+
+
+def test_a_disk_that_fills_in_any_stage_loses_nothing(
+    undisturbed: tuple[Path, dict[str, Any]],
+    small: Path,
+    start: Start,
+    disk_of: Callable[[int], Path],
+) -> None:
+    reference, _ = undisturbed
+    disk = disk_of(256)
+    shutil.copytree(reference / "runs/tables", disk / "runs/tables")
+    words = ["run", str(small), "--run", "runs/small"]
+    stopped = []
+    for stage in ("profile", "train", "search", "teacher", "distill", "export", "verify"):
+        child = start(disk, *words)
+        assert child.stderr is not None
+        ballast = None
+        for line in child.stderr:
+            if stage_of(line) == stage:
+                ballast = fill(disk)
+                break
+        _, err = child.communicate(timeout=300)
+        if child.returncode == 1:
+            stopped.append(stage)
+            assert "No space left" in err or "disk is full" in err, err
+            assert "Traceback" not in err
+        if ballast is not None:
+            ballast.unlink()
+        words = [*words[:4], "--resume"]
+    child = start(disk, *words, "--json")
+    _, err = child.communicate(timeout=400)
+    assert child.returncode in (0, 7), err
+    assert len(stopped) >= 5, stopped
+    ours, theirs = weights(disk), weights(reference)
+    both = ours.keys() & theirs.keys()
+    assert len(both) >= 2 and all(ours[name] == theirs[name] for name in both)
+    assert study_rows(disk) == study_rows(reference)
+    assert not list(disk.rglob("*.tmp")) and not list(disk.rglob(".*.exporting"))
 
 
 def test_ctrl_c_says_how_to_go_on(small: Path, start: Start, tmp_path: Path) -> None:
