@@ -1,4 +1,4 @@
-"""The whole job, small: what it leaves, that it repeats bit for bit, that no fault loses anything."""
+"""The whole job, small: what it leaves, that it repeats bit for bit, that faults lose nothing."""
 
 import contextlib
 import hashlib
