@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli import inspect, stages, whole
+from nas.cli import inspect, prices, stages, whole
 
 HELP = """
 Find the most accurate vision network that meets a latency budget on YOUR device.
@@ -56,6 +56,8 @@ app.add_typer(space_app, name="space")
 space_app.command("list")(inspect.space_list)
 space_app.command("show")(inspect.space_show)
 app.command()(stages.profile)
+app.command()(prices.price)
+app.command("check-table")(prices.check_table)
 app.command()(stages.train)
 app.command()(stages.search)
 app.command()(inspect.studies)

@@ -1,18 +1,59 @@
-"""The last correction: from sums of entries to whole networks of one space, with its honesty."""
+"""The last correction: from sums of entries to whole networks of one space, with its honesty.
 
-from collections.abc import Callable, Sequence
+A sum of entries is too low where a network's weights do not stay in the processor's own cache from
+one run to the next: parts timed in chains of themselves find theirs there. So the richest form has,
+beside a constant and a scale for each kind of part, a price for each megabyte of weights from a
+size on ("knee") that is found from the networks as well. What form a space gets is decided by its
+error on networks held out.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from nas.errors import NasError
-from nas.latency.table import AFFINE, Calibration, Costs
+from nas.latency.table import AFFINE, KNEE_MB, MS_PER_MB, PARTS, Calibration, Costs, cold_share
 from nas.seeds import stage_seed
 from nas.space import Architecture, SearchSpace
 
-MIN_FOR_LINE = 4
+MIN_FOR_LINE, MIN_FOR_KNEE, MIN_FOR_KINDS = 4, 12, 24
 MAX_DRAWS = 20
+FOLDS = 16
+KNEES = np.geomspace(0.25, 4.0, 9)  # by the median network's megabytes
+STRENGTHS = (1e-3, 1e-2, 1e-1)  # of holding the kinds' scales together
+LOOSE = 1e-6  # of holding everything else to a plain sum
 
-Form = Callable[[Costs, Costs], tuple[float, float]]
+Coefficients = dict[str, float]
+Rows = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """Whole networks: sums of entries by kind of part, megabytes of weights, measured ms."""
+
+    sums_ms: Mapping[str, Costs]
+    megabytes: Costs
+    measured_ms: Costs
+
+    def __len__(self) -> int:
+        return len(self.measured_ms)
+
+    def some(self, rows: Rows) -> "Networks":
+        """Return those of a mask."""
+        sums = {kind: values[rows] for kind, values in self.sums_ms.items()}
+        return Networks(sums, self.megabytes[rows], self.measured_ms[rows])
+
+    @property
+    def total_ms(self) -> Costs:
+        """The plain sums, shape (networks,)."""
+        total: Costs = np.sum(list(self.sums_ms.values()), axis=0)
+        return total
+
+
+Solve = Callable[[Networks], Coefficients | None]
 
 
 def draw(
@@ -36,44 +77,50 @@ def draw(
     return list(found.values())
 
 
-def fit(sums_ms: Costs, measured_ms: Costs, ids: Sequence[str]) -> Calibration:
-    """Return the calibration whose held-out error is lowest: nothing, a scale, or a line.
+def fit(
+    sums_ms: Sequence[Mapping[str, float]], megabytes: Costs, measured_ms: Mapping[str, float]
+) -> Calibration:
+    """Return the calibration whose error on networks held out is lowest.
 
     Args:
-        sums_ms: Sums of entries of whole networks, shape (networks,).
-        measured_ms: Their measured medians, shape (networks,).
-        ids: Their architectures' ids.
+        sums_ms: The sum of entries of each network by kind of part.
+        megabytes: Of their weights, shape (networks,).
+        measured_ms: {architecture id: measured median} in the same order.
 
     Raises:
         NasError: there are no networks.
     """
-    if len(ids) == 0:
+    if not measured_ms:
         raise NasError("a calibration needs at least one measured network.")
-    forms: list[Form] = [_identity, _scale]
-    if len(ids) >= MIN_FOR_LINE:
-        forms.append(_line)
-    errors = [_held_out(form, sums_ms, measured_ms) for form in forms]
-    best = int(np.argmin([error.mean() for error in errors]))
-    constant, scale = forms[best](sums_ms, measured_ms)
+    kinds = sorted({kind for sums in sums_ms for kind in sums})
+    by_kind = {kind: np.array([sums.get(kind, 0.0) for sums in sums_ms]) for kind in kinds}
+    networks = Networks(by_kind, np.asarray(megabytes), np.array(list(measured_ms.values())))
+    coefficients = _best(networks)
+    errors = _held_out(_best, networks)
+    plain = _errors(_identity(networks), networks)
     return Calibration(
-        form=AFFINE,
-        coefficients={"constant": constant, "scale": scale},
-        fitted_on=dict(zip(ids, measured_ms.tolist(), strict=True)),
+        form=AFFINE if set(coefficients) == {"constant", "scale"} else PARTS,
+        coefficients=coefficients,
+        fitted_on=dict(measured_ms),
         held_out={
-            "mean": float(errors[best].mean()),
-            "worst": float(errors[best].max()),
-            "mean_of_sum": float(errors[0].mean()),
-            "worst_of_sum": float(errors[0].max()),
+            "mean": float(errors.mean()),
+            "worst": float(errors.max()),
+            "mean_of_sum": float(plain.mean()),
+            "worst_of_sum": float(plain.max()),
         },
     )
 
 
-def _identity(sums_ms: Costs, measured_ms: Costs) -> tuple[float, float]:
-    return 0.0, 1.0
-
-
-def _scale(sums_ms: Costs, measured_ms: Costs) -> tuple[float, float]:
-    return 0.0, float(np.median(measured_ms / sums_ms)) if len(sums_ms) else 1.0
+def predict(coefficients: Coefficients, networks: Networks) -> Costs:
+    """Return what coefficients make of sums of entries, ms."""
+    scale = coefficients["scale"]
+    total_ms = np.full(len(networks), coefficients["constant"])
+    for kind, sums_ms in networks.sums_ms.items():
+        total_ms += coefficients.get(f"scale_{kind}", scale) * sums_ms
+    if MS_PER_MB in coefficients:
+        share = cold_share(networks.megabytes, coefficients[KNEE_MB])
+        total_ms += coefficients[MS_PER_MB] * networks.megabytes * share
+    return total_ms
 
 
 def relative_line(values: Costs, measured_ms: Costs) -> tuple[float, float]:
@@ -83,20 +130,93 @@ def relative_line(values: Costs, measured_ms: Costs) -> tuple[float, float]:
     return float(constant), float(scale)
 
 
-def _line(sums_ms: Costs, measured_ms: Costs) -> tuple[float, float]:
-    """Return the relative line, or a scale alone where the line falls or starts below zero."""
-    constant, scale = relative_line(sums_ms, measured_ms)
-    if scale <= 0 or constant + scale * sums_ms.min() <= 0:
-        return _scale(sums_ms, measured_ms)
-    return constant, scale
+# ---------------------------------------------------------------- choosing a form
+def _best(networks: Networks) -> Coefficients:
+    """Return the coefficients of the form that errs least on networks held out."""
+    if len(networks) < 2:
+        return _scale(networks)
+    ways = _ways(networks)
+    errors = [float(_held_out(way, networks).mean()) for way in ways]
+    order: list[int] = np.argsort(errors, kind="stable").tolist()
+    for place in order:
+        found = ways[place](networks)
+        if found is not None:
+            return found
+    raise AssertionError("a plain sum is always possible")
 
 
-def _held_out(form: Form, sums_ms: Costs, measured_ms: Costs) -> Costs:
-    """Return the relative error of each network under a fit on all others."""
-    errors = np.empty(len(sums_ms))
-    for index in range(len(sums_ms)):
-        others = np.arange(len(sums_ms)) != index
-        constant, scale = form(sums_ms[others], measured_ms[others])
-        predicted = constant + scale * sums_ms[index]
-        errors[index] = abs(predicted - measured_ms[index]) / measured_ms[index]
+def _ways(networks: Networks) -> list[Solve]:
+    """Return every form that so many networks can carry, the simplest first."""
+    count = len(networks)
+    ways: list[Solve] = [_identity, _scale]
+    if count >= MIN_FOR_LINE:
+        ways.append(_solved)
+    knees = np.median(networks.megabytes) * KNEES if count >= MIN_FOR_KNEE else ()
+    strengths = STRENGTHS if count >= MIN_FOR_KINDS else ()
+    ways += [partial(_solved, knee_mb=float(knee)) for knee in knees]
+    for strength in strengths:
+        ways.append(partial(_solved, strength=strength))
+        ways += [partial(_solved, knee_mb=float(knee), strength=strength) for knee in knees]
+    return ways
+
+
+def _identity(networks: Networks) -> Coefficients:
+    return {"constant": 0.0, "scale": 1.0}
+
+
+def _scale(networks: Networks) -> Coefficients:
+    scale = float(np.median(networks.measured_ms / networks.total_ms)) if len(networks) else 1.0
+    return {"constant": 0.0, "scale": scale}
+
+
+def _solved(
+    networks: Networks, *, knee_mb: float | None = None, strength: float | None = None
+) -> Coefficients | None:
+    """Return the coefficients of least relative squares, None where they make no sense.
+
+    Args:
+        networks: What to fit.
+        knee_mb: From what size on weights cost time; None leaves them out.
+        strength: How firmly the kinds' scales are held together; None gives all kinds one.
+    """
+    columns = {"constant": np.ones(len(networks)), "scale": networks.total_ms}
+    if strength is not None:
+        columns |= {f"scale_{kind}": sums for kind, sums in networks.sums_ms.items()}
+    if knee_mb is not None:
+        share = cold_share(networks.megabytes, knee_mb)
+        columns[MS_PER_MB] = networks.megabytes * share
+    names = list(columns)
+    rows = np.stack([columns[name] for name in names], axis=1) / networks.measured_ms[:, None]
+    prior = np.array([float(name == "scale") for name in names])
+    held = [strength if name.startswith("scale_") else LOOSE for name in names]
+    size = np.abs(rows).mean(axis=0) + 1e-12  # so that strengths mean the same in every column
+    scaled = rows / size
+    normal = scaled.T @ scaled / len(rows) + np.diag(np.array(held, dtype=float))
+    wanted = scaled.T @ (1 - rows @ prior) / len(rows)
+    values = dict(zip(names, prior + np.linalg.solve(normal, wanted) / size, strict=True))
+    for name in names:
+        if name.startswith("scale_"):
+            values[name] += values["scale"]
+    found = {name: float(value) for name, value in values.items()}
+    if knee_mb is not None:
+        found[KNEE_MB] = knee_mb
+    scales = [value for name, value in found.items() if name.startswith("scale")]
+    is_sound = min(scales) > 0 and found.get(MS_PER_MB, 0.0) >= 0
+    return found if is_sound and (predict(found, networks) > 0).all() else None
+
+
+def _held_out(solve: Solve, networks: Networks) -> Costs:
+    """Return the relative error of each network under a fit on others, a fold at a time."""
+    errors = np.full(len(networks), np.inf)
+    fold = np.arange(len(networks)) % min(FOLDS, len(networks))
+    for number in np.unique(fold):
+        is_out = fold == number
+        coefficients = solve(networks.some(~is_out))
+        if coefficients is not None:
+            errors[is_out] = _errors(coefficients, networks.some(is_out))
     return errors
+
+
+def _errors(coefficients: Coefficients, networks: Networks) -> Costs:
+    error: Costs = np.abs(predict(coefficients, networks) / networks.measured_ms - 1)
+    return error

@@ -12,9 +12,12 @@ from nas.errors import ConfigError
 from nas.latency.calibrate import draw, relative_line
 from nas.latency.compose import Export, Workshop
 from nas.latency.measure import ProfileConfig, Progress, measure_networks
+from nas.latency.plan import session_seconds
 from nas.latency.recipes import parts_of
+from nas.latency.sessions import Benches, Sessions, Teller, child_bench
 from nas.latency.table import Costs, LatencyTable
-from nas.latency.timing import Timing
+from nas.latency.timing import Timing, summarise
+from nas.seeds import stage_seed
 from nas.space import SearchSpace
 
 MIN_NETWORKS = 3
@@ -26,12 +29,14 @@ class Row:
     """One whole network, ms: measured; by the table; by the sum of its parts each timed alone.
 
     `isolated_line_ms` and `macs_ms` are lines through the isolated sum and through the MACs,
-    fitted on the very networks they are judged on, which flatters them.
+    fitted on the very networks they are judged on, which flatters them. `repeat` is the error of
+    measuring again (see Timing).
     """
 
     id: str
     measured_ms: float
     grade: str
+    repeat: float | None
     table_ms: float
     isolated_ms: float
     isolated_line_ms: float
@@ -52,10 +57,16 @@ class Errors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """Rows by measured latency, and the errors of each of METHODS."""
+    """Rows by measured latency, and the errors of each of METHODS.
+
+    `repeat` is the mean over the rows. `by_kind` is the table's mean signed error over the networks
+    that are dearest in blocks of a kind, for kinds that lead in any: too dear is above zero.
+    """
 
     rows: tuple[Row, ...]
     errors: dict[str, Errors]
+    repeat: float | None
+    by_kind: dict[str, float]
 
 
 def check(
@@ -63,23 +74,25 @@ def check(
     space: SearchSpace,
     *,
     networks: int = 10,
+    also: Mapping[str, Sequence[Block]] | None = None,
     config: ProfileConfig | None = None,
-    seed: int = 1,
     progress: Progress = lambda done, total, text: None,
+    benches: Benches = child_bench,
     export: Export | None = None,
 ) -> Check:
     """Measure networks of a space that its calibration has not seen, and compare.
 
-    They are drawn evenly over the levels of cost, joined from their parts and timed, interleaved,
-    on the table's target.
+    They are drawn evenly over the levels of cost and timed, interleaved, on the table's target; a
+    machine that is slower or faster now than when the table was made is set right by its anchors.
 
     Args:
         table: Must price the space; its target must be this machine's.
         space: Where the networks are from.
         networks: How many, at least 3.
-        config: How carefully to measure.
-        seed: Fixes the draw.
+        also: Further networks by name, which nobody drew.
+        config: How carefully to measure; its seed fixes the draw as well.
         progress: Told (done, total, text).
+        benches: Makes the place where networks run; a child process by default.
         export: Writes ONNX files of parts; `nas.network.onnx.parts_to_onnx` by default.
 
     Raises:
@@ -89,9 +102,20 @@ def check(
     if networks < MIN_NETWORKS:
         raise ConfigError(f"networks must be at least {MIN_NETWORKS}, but is {networks}.")
     fitted = table.calibrations.get(space.name)
+    config = config or ProfileConfig()
+    seed = stage_seed(config.seed, "check")
     drawn = draw(space, networks, seed=seed, avoid=list(fitted.fitted_on) if fitted else ())
-    blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
-    timings = time_networks(blocks, table, config, progress=progress, export=export)
+    blocks: dict[str, Sequence[Block]] = {item.id: space.blocks(item) for item in drawn}
+    blocks |= dict(also or {})
+    with tempfile.TemporaryDirectory() as scratch:
+        workshop = Workshop(Path(scratch), export, batch=table.target.batch)
+        seconds = session_seconds(config, networks=len(blocks))
+        teller = Teller(progress, len(blocks), seconds)
+        _, series = Sessions(table.target, config, workshop, benches, teller).networks(
+            table, blocks
+        )
+    progress(len(blocks), len(blocks), "whole networks timed")
+    timings = {name: summarise(item, seed=config.seed) for name, item in series.items()}
     return compare(table, blocks, timings, space=space)
 
 
@@ -162,14 +186,27 @@ def compare(
             id=names[index],
             measured_ms=float(measured[index]),
             grade=timings[names[index]].grade,
+            repeat=timings[names[index]].repeat,
             **{method: float(predicted[method][index]) for method in METHODS},
         )
         for index in np.argsort(measured)
     ]
+    repeats = [row.repeat for row in rows if row.repeat is not None]
+    signed = predicted["table_ms"] / measured - 1
+    leads = np.array([_dearest_kind(table, networks[name]) for name in names])
     return Check(
         rows=tuple(rows),
         errors={method: errors_of(predicted[method], measured) for method in METHODS},
+        repeat=float(np.mean(repeats)) if repeats else None,
+        by_kind={str(kind): float(signed[leads == kind].mean()) for kind in np.unique(leads)},
     )
+
+
+def _dearest_kind(table: LatencyTable, blocks: Sequence[Block]) -> str:
+    cost_ms: dict[str, float] = {}
+    for block in blocks:
+        cost_ms[block.kind] = cost_ms.get(block.kind, 0.0) + table.block_ms(block)
+    return max(cost_ms, key=lambda kind: cost_ms[kind])
 
 
 def errors_of(predicted_ms: Costs, measured_ms: Costs) -> Errors:

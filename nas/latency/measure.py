@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from nas.errors import ConfigError
 from nas.latency.bench import REFERENCE, Bench, ChildBench, Times, Visit
-from nas.latency.timing import MIN_CLEAN, Series, Timing, summarise
+from nas.latency.timing import MIN_CLEAN, SAMPLES_A_VISIT, Series, Timing, summarise
 from nas.target import Target
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 MAX_WALL_PER_CPU = 1.05
 MAX_REFERENCE = 1.10  # of its floor: the lowest 2nd percentile known on this machine
 REFERENCE_FLOOR = 0.02
-SAMPLES_A_VISIT = 4
 PRIME_MS, MIN_PRIME = 4.0, 2  # untimed runs at the start of a visit
 MIN_ROUNDS = 3
 WARM_WINDOW_S, WARM_MIN_S, WARM_MAX_S, WARM_AGREE = 0.25, 0.5, 10.0, 0.02
@@ -72,7 +71,7 @@ class ProfileConfig:
             )
 
 
-QUICK = ProfileConfig(samples=24, spread_s=2.0, time_limit_s=60.0, calibrate_on=16)
+QUICK = ProfileConfig(samples=24, spread_s=2.0, time_limit_s=60.0, calibrate_on=24)
 
 
 def measure(

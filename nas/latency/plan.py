@@ -7,9 +7,10 @@ from pathlib import Path
 
 from nas.block import Block
 from nas.errors import ConfigError
-from nas.latency.measure import PRIME_MS, SAMPLES_A_VISIT, ProfileConfig, by_bytes
+from nas.latency.measure import PRIME_MS, ProfileConfig, by_bytes
 from nas.latency.recipes import Chain, Recipe, chain_name, recipes
 from nas.latency.table import LatencyTable
+from nas.latency.timing import SAMPLES_A_VISIT
 from nas.space import SearchSpace
 from nas.target import Target
 

@@ -17,23 +17,20 @@ from nas.latency.measure import (
     MAX_REFERENCE,
     MAX_WALL_PER_CPU,
     PRIME_MS,
-    SAMPLES_A_VISIT,
     ProfileConfig,
     Progress,
-    by_bytes,
 )
 from nas.latency.plan import (
     batch_seconds,
     batches_of,
     chains_of,
     plan_from,
-    session_seconds,
     standing,
 )
-from nas.latency.recipes import Recipe, chain_name, parts_of
+from nas.latency.recipes import Recipe, chain_name
 from nas.latency.sessions import Benches, Sessions, Teller, child_bench
 from nas.latency.table import Entry, LatencyTable
-from nas.latency.timing import Series, grade
+from nas.latency.timing import SAMPLES_A_VISIT, Series, grade
 from nas.space import SearchSpace
 from nas.target import Target
 
@@ -94,7 +91,6 @@ def profile(
                 raise unclear
         if todo.networks:
             assert isinstance(needed, SearchSpace)
-            teller.begin(0, session_seconds(config, networks=todo.networks))
             table = _calibrate(table, needed, sessions, config).save(path)
     progress(len(todo.missing), len(todo.missing), "the latency table is complete")
     return table
@@ -139,20 +135,20 @@ def _calibrate(
     others = draw(space, config.calibrate_on - 1, seed=config.seed, avoid=[largest.id])
     drawn = [largest, *others]
     blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
-    chains = {name: parts_of(chain) for name, chain in blocks.items()}
-    sizes = {name: sum(part.bytes for part in chain) for name, chain in chains.items()}
-    series: dict[str, Series] = {}
-    for group in by_bytes(sizes):
-        table, found = sessions.time(
-            table, {name: chains[name] for name in group}, "whole networks"
-        )
-        series |= found
-    for name, item in series.items():
-        item.require(f"network {name}", strict=config.strict)
-    measured = np.array([np.median(series[name].clean_ms) for name in blocks])
-    sums = np.array([table.estimate(chain) for chain in blocks.values()])
-    fits = {**table.calibrations, space.name: fit(sums, measured, list(blocks))}
+    table, series = sessions.networks(table, blocks)
+    measured = {name: float(np.median(series[name].clean_ms)) for name in blocks}
+    sums = [_by_kind(table, chain) for chain in blocks.values()]
+    sizes = np.array([sum(block.bytes for block in chain) for chain in blocks.values()])
+    fits = {**table.calibrations, space.name: fit(sums, sizes / 1e6, measured)}
     return replace(table, calibrations=fits)
+
+
+def _by_kind(table: LatencyTable, blocks: Sequence[Block]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for block in blocks:
+        for kind, ms in table.kind_ms(block).items():
+            total[kind] = total.get(kind, 0.0) + ms
+    return total
 
 
 def entry(recipe: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entry:

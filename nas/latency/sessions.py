@@ -9,18 +9,19 @@ a few entries of the table are timed again, alone, and the median of new by old 
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from nas.block import parse
+from nas.block import Block, parse
 from nas.latency.bench import Bench, ChildBench
 from nas.latency.compose import Workshop
-from nas.latency.measure import MAX_REFERENCE, ProfileConfig, Progress, measure
-from nas.latency.recipes import Chain
+from nas.latency.measure import MAX_REFERENCE, ProfileConfig, Progress, by_bytes, measure
+from nas.latency.plan import session_seconds
+from nas.latency.recipes import Chain, parts_of
 from nas.latency.table import LatencyTable
 from nas.latency.timing import MIN_CLEAN, Series
 from nas.target import Target
@@ -111,17 +112,41 @@ class Sessions:
                     paths,
                     self._config,
                     threads=self._target.threads,
-                    reference_ms=table.reference_ms,
                     tick=lambda share: self._teller.tell(
                         LOADED + (1 - LOADED) * share, f"timing {what}"
                     ),
                 )
+        # A machine that is slower for minutes is not waited for: the anchors say by how much.
         drift = drift_of(table, {name: series[name] for name in anchors})
         seen_ms = min(item.reference_ms for item in series.values())
         scaled = {
             name: replace(series[name], all_ms=series[name].all_ms / drift) for name in chains
         }
         return _noted(table, seen_ms, drift), scaled
+
+    def networks(
+        self, table: LatencyTable, networks: Mapping[str, Sequence[Block]]
+    ) -> tuple[LatencyTable, dict[str, Series]]:
+        """Return the samples of whole networks of random weights, as `time` does.
+
+        They are joined from their parts, which takes a tenth of an export's time and gives the
+        runtime the same operators; weights do not change a latency.
+
+        Raises:
+            UnreliableTiming: a network has too few clean samples; or, if strict, is grade C.
+        """
+        chains = {name: parts_of(blocks) for name, blocks in networks.items()}
+        sizes = {name: sum(part.bytes for part in chain) for name, chain in chains.items()}
+        series: dict[str, Series] = {}
+        for group in by_bytes(sizes):
+            self._teller.begin(len(group), session_seconds(self._config, networks=len(group)))
+            table, found = self.time(
+                table, {name: chains[name] for name in group}, "whole networks"
+            )
+            series |= found
+        for name, item in series.items():
+            item.require(f"network {name}", strict=self._config.strict)
+        return table, series
 
 
 def anchors_of(table: LatencyTable) -> dict[str, Chain]:

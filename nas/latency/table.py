@@ -20,7 +20,9 @@ SCHEMA = 1
 UNIT = "ms"
 MAX_MS = 1e6
 GRADES = ("A", "B", "C")
-AFFINE = "affine"
+AFFINE, PARTS = "affine", "parts"
+MS_PER_MB, KNEE_MB = "ms_per_mb", "knee_mb"
+SHARPNESS = 8  # of the knee: how suddenly weights stop to fit
 TABLES = Path("runs/tables")
 
 Codes = npt.NDArray[np.int64]
@@ -61,12 +63,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What a sum of entries becomes in one space: constant + scale * sum, in ms.
+    """What a sum of entries becomes in one space, in ms; `coefficients` say how.
+
+    constant + scale * sum; where there is a `scale_<kind>`, parts of that kind have that one. With
+    `ms_per_mb` and `knee_mb`, weights of so many megabytes add ms_per_mb * megabytes *
+    `cold_share(megabytes, knee_mb)`. The form is "affine" with constant and scale, else "parts".
 
     `fitted_on` is {id: measured ms} of the whole architectures it rests on, the space's largest
-    among them. `held_out` are relative errors on networks the fit had not seen (each left out
-    once): `mean` and `worst`, and the same of the sum without a fit as `mean_of_sum` and
-    `worst_of_sum`.
+    among them. `held_out` are relative errors on networks the fit had not seen: `mean` and `worst`,
+    and the same of the sum without a fit as `mean_of_sum` and `worst_of_sum`.
     """
 
     form: str
@@ -75,17 +80,50 @@ class Calibration:
     held_out: dict[str, float]
 
     def __post_init__(self) -> None:
-        values = [*self.coefficients.values(), *self.held_out.values()]
-        if self.form != AFFINE or set(self.coefficients) != {"constant", "scale"}:
-            raise ValueError(f"form must be {AFFINE} with constant and scale, but is {self.form}.")
-        if not all(math.isfinite(value) for value in values) or self.coefficients["scale"] <= 0:
-            raise ValueError(f"coefficients must be numbers, scale above 0: {self.coefficients}.")
+        names = self.coefficients.keys()
+        scales = [name for name in names if name == "scale" or name.startswith("scale_")]
+        memory = {MS_PER_MB, KNEE_MB} & names
+        is_whole = {"constant", "scale", *scales, *memory} == names and len(memory) in (0, 2)
+        is_plain = names == {"constant", "scale"}
+        if not is_whole or self.form != (AFFINE if is_plain else PARTS):
+            raise ValueError(
+                f"a calibration is {AFFINE} with constant and scale, or {PARTS} with scale_<kind> "
+                f"or {MS_PER_MB} and {KNEE_MB} as well, but is {self.form} with {sorted(names)}."
+            )
+        if not all(map(math.isfinite, [*self.coefficients.values(), *self.held_out.values()])):
+            raise ValueError(f"coefficients and errors must be numbers: {self.coefficients}.")
+        positive = [*scales, *({KNEE_MB} & names)]
+        if (
+            any(self.coefficients[n] <= 0 for n in positive)
+            or self.coefficients.get(MS_PER_MB, 0) < 0
+        ):
+            raise ValueError(f"scales and knee must be above 0, not {self.coefficients}.")
         if not all(0 < ms <= MAX_MS for ms in self.fitted_on.values()):
             raise ValueError(f"fitted_on must be times above 0, but is {self.fitted_on!r:.80}.")
 
-    def apply(self, ms: Costs) -> Costs:
-        """Return calibrated ms for sums of entries in ms, of any shape."""
-        return self.coefficients["constant"] + self.coefficients["scale"] * ms
+    def scale(self, kind: str) -> float:
+        """Return what the entries of one kind of part are multiplied by."""
+        return self.coefficients.get(f"scale_{kind}", self.coefficients["scale"])
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether weights cost time beside the entries."""
+        return MS_PER_MB in self.coefficients
+
+    def total(self, scaled_ms: Costs, size_bytes: Costs) -> Costs:
+        """Return calibrated ms for sums of scaled entries and bytes of weights, of one shape."""
+        total_ms: Costs = scaled_ms + self.coefficients["constant"]
+        if self.counts_bytes:
+            megabytes = size_bytes / 1e6
+            share = cold_share(megabytes, self.coefficients[KNEE_MB])
+            total_ms = total_ms + self.coefficients[MS_PER_MB] * megabytes * share
+        return total_ms
+
+
+def cold_share(megabytes: Costs, knee_mb: float) -> Costs:
+    """Return the share (0 to 1) of weights no longer cached when their turn comes again."""
+    share: Costs = 1.0 / (1.0 + (knee_mb / np.maximum(megabytes, 1e-9)) ** SHARPNESS)
+    return share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,16 +226,29 @@ class LatencyTable:
         names = {name for block in blocks for name in self._names(block)}
         return sorted(names - self.entries.keys())
 
-    def block_ms(self, block: Block) -> float:
-        """Return the uncalibrated price of one block: its own entry, or the sum of its parts'.
+    def block_ms(self, block: Block, space: SearchSpace | str | None = None) -> float:
+        """Return the price of one block: its own entry, or the sum of its parts'.
+
+        With a space, entries are scaled as its calibration says. What the calibration adds to a
+        whole network (a constant, a price for weights) is no block's.
 
         Raises:
             ConfigError: an entry is missing; the message names it and the command to measure it.
         """
+        return sum(self.kind_ms(block, space).values())
+
+    def kind_ms(self, block: Block, space: SearchSpace | str | None = None) -> dict[str, float]:
+        """Return a block's price by kind of part; see `block_ms`."""
+        fit = self._calibration(space)
+        found: dict[str, float] = {}
         try:
-            return sum(self.entries[name].ms for name in self._names(block))
+            for name in self._names(block):
+                kind = name.partition("_r")[0]
+                scale = 1.0 if fit is None else fit.scale(kind)
+                found[kind] = found.get(kind, 0.0) + scale * self.entries[name].ms
         except KeyError as error:
             raise self._incomplete([block]) from error
+        return found
 
     def estimate(
         self, blocks: Sequence[Block | str], space: SearchSpace | str | None = None
@@ -214,8 +265,12 @@ class LatencyTable:
         parsed = [parse(block) if isinstance(block, str) else block for block in blocks]
         if self.missing(parsed):
             raise self._incomplete(parsed)
-        total = np.float64(sum(self.block_ms(block) for block in parsed))
-        return float(self._calibrated(np.array(total), space))
+        total_ms = sum(self.block_ms(block, space) for block in parsed)
+        fit = self._calibration(space)
+        if fit is None:
+            return total_ms
+        size_bytes = float(sum(block.bytes for block in parsed))
+        return float(fit.total(np.array(total_ms), np.array(size_bytes)))
 
     def isolated(self, blocks: Sequence[Block]) -> float:
         """Return the sum in ms of the blocks' parts each timed alone: the naive estimate."""
@@ -231,17 +286,22 @@ class LatencyTable:
         blocks = space.every_block()
         if self.missing(blocks):
             raise self._incomplete(blocks, space)
-        additive = space.pricer(self.block_ms)
-        return lambda codes: self._calibrated(additive(codes), space)
+        additive = space.pricer(lambda block: self.block_ms(block, space))
+        fit = self._calibration(space)
+        if fit is None:
+            return additive
+        if not fit.counts_bytes:
+            return lambda codes: fit.total(additive(codes), np.zeros(len(codes)))
+        sizes = space.pricer(lambda block: float(block.bytes))
+        return lambda codes: fit.total(additive(codes), sizes(codes))
 
     def _names(self, block: Block) -> tuple[str, ...]:
         whole = str(block)
         return (whole,) if whole in self.entries else tuple(map(str, block.parts()))
 
-    def _calibrated(self, ms: Costs, space: SearchSpace | str | None) -> Costs:
+    def _calibration(self, space: SearchSpace | str | None) -> Calibration | None:
         name = space.name if isinstance(space, SearchSpace) else space
-        calibration = self.calibrations.get(name) if name is not None else None
-        return ms if calibration is None else calibration.apply(ms)
+        return self.calibrations.get(name) if name is not None else None
 
     def _incomplete(self, blocks: Iterable[Block], space: SearchSpace | None = None) -> ConfigError:
         missing = self.missing(blocks)

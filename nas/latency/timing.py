@@ -9,6 +9,7 @@ import numpy.typing as npt
 from nas.errors import UnreliableTiming
 from nas.latency.bench import Times
 
+SAMPLES_A_VISIT = 4
 MIN_CLEAN = 3  # fewer are no measurement at all
 CONFIDENCE = 0.95
 GRADE_A, GRADE_B = 0.05, 0.10  # largest interquartile range by median
@@ -22,7 +23,8 @@ class Timing:
     `ci_high_ms` is the upper end of the median's 95 % bootstrap interval; `spread` is the
     interquartile range by the median. Grade A: spread below 5 % and half of the samples clean;
     B: spread below 10 %; C: the rest, fewer clean samples than asked for, or a machine that was
-    slower all the time than it is known to be.
+    slower all the time than it is known to be. `repeat` is how far the medians of every other
+    visit are apart, by the second: the error that measuring again would make.
     """
 
     median_ms: float
@@ -34,6 +36,7 @@ class Timing:
     taken: int
     grade: str
     spread: float
+    repeat: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,15 @@ class Series:
     def clean_ms(self) -> Times:
         """The clean samples in order of time."""
         return self.all_ms[self.is_clean]
+
+    @property
+    def repeat(self) -> float | None:
+        """How far the clean medians of every other visit are apart, by the second; None: no two."""
+        is_odd = np.arange(len(self.all_ms)) // SAMPLES_A_VISIT % 2 == 1
+        even, odd = self.all_ms[self.is_clean & ~is_odd], self.all_ms[self.is_clean & is_odd]
+        if not len(even) or not len(odd):
+            return None
+        return abs(float(np.median(even) / np.median(odd)) - 1)
 
     def require(self, name: str, *, strict: bool) -> None:
         """Raise UnreliableTiming if there is too little to believe; any grade C if strict."""
@@ -103,4 +115,5 @@ def summarise(series: Series, *, seed: int = 0) -> Timing:
         taken=len(series.all_ms),
         grade=grade(clean, series),
         spread=(q3 - q1) / median,
+        repeat=series.repeat,
     )

@@ -5,6 +5,7 @@ from nas.pipeline.config import RunConfig, preset
 from nas.pipeline.config import load as load_config
 from nas.pipeline.doctor import doctor
 from nas.pipeline.prepare import plan_profile, profile, train
+from nas.pipeline.prices import check_table, price
 from nas.pipeline.report import report
 from nas.pipeline.run import Run, config_of
 from nas.pipeline.whole import run_all
@@ -13,6 +14,7 @@ from nas.pipeline.winners import distill, export, verify_folder
 __all__ = [
     "Run",
     "RunConfig",
+    "check_table",
     "config_of",
     "distill",
     "doctor",
@@ -20,6 +22,7 @@ __all__ = [
     "load_config",
     "plan_profile",
     "preset",
+    "price",
     "profile",
     "report",
     "run_all",

@@ -46,7 +46,7 @@ class RunConfig:
     seed: int = 0
     threads: int | None = None
     teacher: str = "resnet10t"
-    profile: ProfileConfig = field(default_factory=lambda: ProfileConfig(calibrate_on=12))
+    profile: ProfileConfig = field(default_factory=lambda: ProfileConfig(calibrate_on=24))
     train: TrainConfig = field(default_factory=TrainConfig)
     teach: DistillConfig = field(default_factory=DistillConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)

@@ -10,7 +10,7 @@ from nas.report.content import (
     pareto_front,
     prediction_errors,
 )
-from nas.report.page import write_report
+from nas.report.page import write_check, write_report
 
 __all__ = [
     "Candidate",
@@ -21,5 +21,6 @@ __all__ = [
     "ReportInput",
     "pareto_front",
     "prediction_errors",
+    "write_check",
     "write_report",
 ]

@@ -17,7 +17,7 @@ from nas.report.content import (
     pareto_front,
     prediction_errors,
 )
-from nas.report.figures import draw
+from nas.report.figures import draw, prediction
 
 PAGE = "index.html"
 FRONT_ROWS = 30
@@ -73,22 +73,40 @@ def write_report(folder: Path | str, content: ReportInput) -> Path:
     return path
 
 
+def write_check(
+    folder: Path | str, title: str, predictions: Sequence[Prediction], text: str
+) -> Path:
+    """Write FOLDER/index.html and prediction.png on how far a table is off; return the page.
+
+    Args:
+        folder: Made if it is not there; files of these two names are replaced.
+        title: The space and the target.
+        predictions: Networks the table had not seen.
+        text: The errors as lines.
+
+    Raises:
+        StorageError: the folder cannot be made or the disk is full.
+    """
+    folder = Path(folder)
+    picture = prediction(predictions)
+    write_atomic(folder / "prediction.png", picture)
+    page = _filled(
+        "check.html",
+        title=title,
+        text=text,
+        predictions=_prediction_rows(predictions),
+        errors=prediction_errors(predictions),
+        pictures={"prediction.png": _data_uri(picture)},
+    )
+    return write_atomic(folder / PAGE, page)
+
+
 def render(content: ReportInput, pictures: Mapping[str, bytes]) -> str:
     """Return the page as HTML; `pictures` maps the names `draw` gives to PNG bytes."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("nas.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("ms", "percent", "accuracy", "count", "significant"):
-        environment.filters[name] = getattr(numbers, name)
     front = pareto_front(content.candidates)
     rows = stages(content.winner.blocks) if content.winner else ()
-    return environment.get_template("page.html").render(
+    return _filled(
+        "page.html",
         content=content,
         winner=content.winner,
         result=content.winner.on(content.target) if content.winner else None,
@@ -103,6 +121,22 @@ def render(content: ReportInput, pictures: Mapping[str, bytes]) -> str:
         predictions=_prediction_rows(content.predictions),
         pictures={name: _data_uri(png) for name, png in pictures.items()},
     )
+
+
+def _filled(template: str, **values: Any) -> str:
+    """Return one of this package's templates with values."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("nas.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("ms", "percent", "accuracy", "count", "significant"):
+        environment.filters[name] = getattr(numbers, name)
+    return environment.get_template(template).render(**values)
 
 
 def verdict(content: ReportInput) -> Verdict:

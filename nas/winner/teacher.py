@@ -1,25 +1,23 @@
 """Teachers: any timm network, trained or fine-tuned on the train split, kept as a timm folder."""
 
-import difflib
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from timm.models._hub import save_config_for_hf
 
 from nas import checkpoint, files
 from nas.data import Data, Progress
 from nas.errors import ConfigError, CorruptFile
+from nas.network import timm_models
+from nas.network.timm_models import LOCAL
 from nas.winner.distill import DistillConfig, TrainResult, train
 from nas.winner.objective import Teacher
 from nas.winner.score import Score, evaluate
 
-LOCAL = "local-dir:"
 RECORD, WEIGHTS, CONFIG = "teacher.json", "model.safetensors", "config.json"
 
 log = logging.getLogger(__name__)
@@ -96,12 +94,14 @@ def _create(name: str, data: Data, config: DistillConfig) -> Any:  # Any: a timm
                     f"{name} needs {CONFIG} and {WEIGHTS}, but {source / needed} is not there. "
                     "timm.models.save_for_hf(model, DIR) writes both."
                 )
-        return _timm_model(name, pretrained=True)
+        return timm_models.create(name, pretrained=True)
     options = {"num_classes": data.num_classes, "in_chans": data.in_chans}
     overlay = {"input_size": (data.in_chans, data.image_size, data.image_size)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return _timm_model(name, pretrained="." in name, pretrained_cfg_overlay=overlay, **options)
+        return timm_models.create(
+            name, pretrained="." in name, pretrained_cfg_overlay=overlay, **options
+        )
 
 
 def _shown(data: Data) -> dict[str, Any]:
@@ -113,21 +113,6 @@ def _shown(data: Data) -> dict[str, Any]:
         "crop_pct": 1.0,
         "interpolation": "bicubic",
     }
-
-
-def _timm_model(name: str, **options: Any) -> Any:
-    """Call `timm.create_model`, and say in one line what it could not do."""
-    if not name.startswith(LOCAL) and not timm.is_model(name.partition(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.8)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()."
-        raise ConfigError(f"timm knows no network {name!r}; {hint}")
-    try:
-        return timm.create_model(name, **options)
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        raise ConfigError(
-            f"the teacher {name} cannot be made ({type(error).__name__}: {error}). Without a "
-            f"network use {LOCAL}DIR, or an architecture without a tag, which is trained here."
-        ) from error
 
 
 # ---------------------------------------------------------------- the folder
@@ -172,5 +157,5 @@ def _read(folder: Path, identity: dict[str, Any]) -> TrainResult | None:
     except (CorruptFile, OSError, KeyError, TypeError, AttributeError) as error:
         log.warning("the teacher in %s is damaged (%s); it is made again.", folder, error)
         return None
-    model = _timm_model(f"{LOCAL}{folder}", pretrained=True)
+    model = timm_models.create(f"{LOCAL}{folder}", pretrained=True)
     return TrainResult(model=model.eval(), steps=steps, score=score, losses=losses, digest=digest)

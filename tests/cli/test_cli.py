@@ -12,7 +12,8 @@ from nas.cli.app import app
 from nas.cli.console import table
 
 VERBS = [
-    *("quickstart", "run", "space", "profile", "train", "search", "studies"),
+    *("quickstart", "run", "space", "profile", "price", "check-table", "train"),
+    *("search", "studies"),
     *("distill", "export", "verify", "report", "doctor"),
 ]
 

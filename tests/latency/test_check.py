@@ -8,6 +8,7 @@ from nas.errors import NasError
 from nas.latency import ProfileConfig, compare, profile
 from nas.latency.calibrate import draw, fit
 from nas.latency.check import errors_of
+from nas.latency.table import Calibration, cold_share
 from nas.latency.timing import Timing
 from nas.space import SearchSpace
 from nas.target import Target
@@ -21,7 +22,7 @@ def tiny() -> SearchSpace:
 def timing(ms: float) -> Timing:
     return Timing(
         median_ms=ms, p10=ms, p90=ms, p95=ms, ci_high_ms=ms, clean=30, taken=30, grade="A",
-        spread=0.0,
+        spread=0.0, repeat=0.0,
     )  # fmt: skip
 
 
@@ -70,31 +71,71 @@ def test_networks_are_drawn_once_each_over_all_levels_and_never_those_to_avoid(
     assert [item.id for item in draw(tiny, 10, seed=0)] == fitted
 
 
+def fitted(
+    sums: Any, measured: Any, megabytes: Any = 1.0, kinds: dict[str, Any] | None = None
+) -> Calibration:
+    by_kind = kinds or {"mlp": np.asarray(sums, dtype=float)}
+    count = len(next(iter(by_kind.values())))
+    rows = [{kind: values[index] for kind, values in by_kind.items()} for index in range(count)]
+    truth = {str(index): float(ms) for index, ms in enumerate(measured)}
+    return fit(rows, np.broadcast_to(megabytes, count), truth)
+
+
 def test_a_fit_is_the_line_where_there_is_one_and_nothing_where_sums_are_right() -> None:
-    rng = np.random.default_rng(0)
-    sums = rng.uniform(1, 10, 16)
-    ids = [str(index) for index in range(16)]
-    line = fit(sums, 0.3 + 1.2 * sums, ids)
-    assert line.coefficients == pytest.approx({"constant": 0.3, "scale": 1.2})
-    assert line.held_out["mean"] < 1e-6 < 0.2 < line.held_out["mean_of_sum"]
-    same = fit(sums, sums.copy(), ids)
-    assert same.coefficients == pytest.approx({"constant": 0.0, "scale": 1.0})
+    sums = np.random.default_rng(0).uniform(1, 10, 16)
+    line = fitted(sums, 0.3 + 1.2 * sums)
+    assert line.form == "affine"
+    assert line.coefficients == pytest.approx({"constant": 0.3, "scale": 1.2}, rel=1e-3)
+    assert line.held_out["mean"] < 1e-4 < 0.2 < line.held_out["mean_of_sum"]
+    same = fitted(sums, sums)
+    assert same.coefficients == pytest.approx({"constant": 0.0, "scale": 1.0}, abs=1e-3)
+
+
+def test_a_fit_finds_the_size_from_which_weights_cost_time_and_what_they_cost() -> None:
+    rng = np.random.default_rng(1)
+    sums = np.geomspace(0.1, 3.0, 40)
+    megabytes = 3.0 * sums * rng.uniform(0.7, 1.3, 40)
+    measured = sums + 0.1 * megabytes * cold_share(megabytes, 1.3)
+    made = fitted(sums, measured, megabytes)
+    assert made.form == "parts"
+    assert made.coefficients["knee_mb"] == pytest.approx(1.3, rel=0.4)
+    assert made.coefficients["ms_per_mb"] == pytest.approx(0.1, rel=0.15)
+    assert made.held_out["mean"] < 0.02 < 0.1 < made.held_out["mean_of_sum"]
+    assert made.total(sums, 1e6 * megabytes) == pytest.approx(measured, rel=0.1)
+
+
+def test_a_fit_finds_the_kind_of_part_whose_entries_are_too_low() -> None:
+    rng = np.random.default_rng(2)
+    kinds = {kind: rng.uniform(0.1, 1.0, 48) for kind in ("dw", "mlp", "pool")}
+    measured = kinds["dw"] + 1.5 * kinds["mlp"] + kinds["pool"]
+    made = fitted(None, measured * rng.normal(1, 0.003, 48), kinds=kinds)
+    assert made.form == "parts"
+    assert made.scale("mlp") == pytest.approx(1.5, rel=0.03)
+    assert made.scale("dw") == pytest.approx(1.0, rel=0.05)
+    assert made.held_out["mean"] < 0.01
+    assert made.scale("never_seen") == made.coefficients["scale"]
+
+
+def test_noise_does_not_buy_a_richer_form_a_better_score_than_it_has() -> None:
+    rng = np.random.default_rng(3)
+    kinds = {kind: rng.uniform(0.1, 1.0, 48) for kind in ("dw", "mlp", "pool", "ffn")}
+    noise = rng.normal(1, 0.05, 48)
+    made = fitted(None, sum(kinds.values()) * noise, rng.uniform(0.5, 5, 48), kinds)
+    assert 0.03 < made.held_out["mean"] < 0.05
+    assert made.held_out["mean"] < 1.15 * made.held_out["mean_of_sum"]
 
 
 def test_a_fit_never_turns_the_order_round_nor_goes_below_zero() -> None:
-    sums = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
-    ids = list("abcde")
-    falling = fit(sums, np.array([5.0, 4.0, 3.0, 2.0, 1.0]), ids).coefficients
-    assert falling["scale"] > 0
-    steep = fit(sums, np.array([0.01, 5.0, 10.0, 15.0, 20.0]), ids).coefficients
-    assert steep["constant"] + steep["scale"] * sums.min() > 0
+    falling = fitted([1.0, 2.0, 3.0, 4.0, 5.0], [5.0, 4.0, 3.0, 2.0, 1.0])
+    assert falling.coefficients["scale"] > 0
+    steep = fitted([1.0, 2.0, 3.0, 4.0, 5.0], [0.01, 5.0, 10.0, 15.0, 20.0])
+    assert steep.coefficients["constant"] + steep.coefficients["scale"] > 0
 
 
 def test_few_networks_give_a_scale_and_none_an_error() -> None:
-    one = fit(np.array([2.0]), np.array([3.0]), ["a"])
-    assert one.coefficients["constant"] == 0.0
+    assert fitted([2.0], [3.0]).coefficients["constant"] == 0.0
     with pytest.raises(NasError, match="at least one"):
-        fit(np.array([]), np.array([]), [])
+        fit([], np.array([]), {})
 
 
 @pytest.mark.slow

@@ -39,8 +39,6 @@ def test_entries_added_while_the_machine_was_slow_are_as_if_it_had_not_been(
     first, second = table.provenance["drift"]
     assert first == 1.0
     assert second == pytest.approx(1 / 0.6 if reference_slows else 1.4, rel=0.02)
-    added = [e for name, e in table.entries.items() if "h64" in name]
-    assert {entry.grade == "C" for entry in added} == {reference_slows}
 
 
 def test_a_fit_does_not_take_a_slow_session_for_a_property_of_networks(

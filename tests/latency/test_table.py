@@ -22,6 +22,16 @@ FIT = Calibration(
 )
 
 
+MEMORY = Calibration(
+    form="parts",
+    coefficients={
+        "constant": 0.5, "scale": 1.1, "scale_mlp": 2.0, "ms_per_mb": 3.0, "knee_mb": 0.002,
+    },
+    fitted_on={"0a1b2c3d4e5f": 0.5},
+    held_out={"mean": 0.01, "worst": 0.02, "mean_of_sum": 0.1, "worst_of_sum": 0.2},
+)  # fmt: skip
+
+
 def price(ms: float, **changes: Any) -> Entry:
     values = {"p10": ms * 0.9, "p90": ms * 1.1, "clean": 30, "taken": 40, "grade": "A"}
     return Entry(**{"ms": ms, "isolated_ms": ms + 1, "by": "slope of 1 and 3", **values, **changes})
@@ -68,6 +78,20 @@ def test_a_space_s_calibration_is_used_for_that_space_alone(table: LatencyTable)
     assert table.estimate(BLOCKS, "hybrid") == 3.375
 
 
+def test_kinds_have_scales_of_their_own_and_weights_cost_time_from_the_knee_on(
+    table: LatencyTable,
+) -> None:
+    fitted = replace(table, calibrations={"tiny": MEMORY})
+    megabytes = sum(parse(text).bytes for text in BLOCKS) / 1e6
+    share = 1 / (1 + (0.002 / megabytes) ** 8)
+    parts_ms = 1.1 * (1.0 + 0.25 + 0.125) + 2.0 * 2.0
+    assert fitted.estimate(BLOCKS, "tiny") == pytest.approx(
+        0.5 + parts_ms + 3.0 * megabytes * share
+    )
+    assert fitted.block_ms(parse(BLOCKS[1]), "tiny") == pytest.approx(1.1 * 0.25 + 4.0)
+    assert fitted.block_ms(parse(BLOCKS[1])) == 2.25
+
+
 def test_the_isolated_sum_is_of_parts_timed_alone(table: LatencyTable) -> None:
     assert table.isolated([parse(text) for text in BLOCKS]) == 3.375 + 4
 
@@ -91,10 +115,14 @@ def test_a_pricer_names_what_is_missing_for_a_space_before_it_prices(table: Late
         table.pricer(SearchSpace.load("tiny"))
 
 
+@pytest.mark.parametrize("calibration", [FIT, MEMORY, None])
 @pytest.mark.parametrize("name", ["tiny", "hybrid-64"])
-def test_prices_of_many_equal_one_by_one_estimates(name: str, target: Target) -> None:
+def test_prices_of_many_equal_one_by_one_estimates(
+    name: str, calibration: Calibration | None, target: Target
+) -> None:
     space = SearchSpace.load(name)
-    table = replace(full(space, target), calibrations={name: FIT})
+    fits = {} if calibration is None else {name: calibration}
+    table = replace(full(space, target), calibrations=fits)
     rng = np.random.default_rng(1)
     options = [len(values) for values in space.genes().values()]
     codes = rng.integers(0, options, size=(50, len(options)))
@@ -235,7 +263,14 @@ def test_a_given_table_is_the_one_that_is_used(
 
 
 def test_a_calibration_that_would_turn_the_ranking_round_is_refused() -> None:
-    with pytest.raises(ValueError, match="scale above 0"):
+    with pytest.raises(ValueError, match="must be above 0"):
         replace(FIT, coefficients={"constant": 1.0, "scale": -1.0})
+    for wrong in ({"scale_mlp": -0.1}, {"knee_mb": 0.0}, {"ms_per_mb": -1.0}):
+        with pytest.raises(ValueError, match="must be above 0"):
+            replace(MEMORY, coefficients={**MEMORY.coefficients, **wrong})
+    with pytest.raises(ValueError, match="affine with constant and scale, or parts"):
+        replace(MEMORY, form="affine")
+    with pytest.raises(ValueError, match="or parts with scale_<kind>"):
+        replace(FIT, form="parts", coefficients={"constant": 0.0, "scale": 1.0, "knee_mb": 1.0})
     with pytest.raises(ValueError, match="times above 0"):
         replace(FIT, fitted_on={"0a1b2c3d4e5f": -1.0})

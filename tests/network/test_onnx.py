@@ -153,5 +153,13 @@ def test_no_weight_of_an_exported_part_is_lost_by_merging_equal_ones() -> None:
     assert len(set(tensors)) == len(tensors)
 
 
+def test_pool_mixers_are_all_convolutions_and_pools_which_runtimes_keep_in_their_own_layout(
+    tmp_path: Path,
+) -> None:
+    (path,) = parts_to_onnx([parse("mb4d_r8_c16_h32_p3")], tmp_path).values()
+    operators = [node.op_type for node in onnx.load(path).graph.node]
+    assert sorted(operators[: operators.index("Add")]) == ["AveragePool", "Conv", "Conv"]
+
+
 def test_the_exporter_is_the_one_that_targets_name() -> None:
     assert (EXPORTER, OPSET) == (target.EXPORTER, target.OPSET)
