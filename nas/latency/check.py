@@ -16,6 +16,7 @@ from nas.latency.recipes import parts_of
 from nas.latency.table import Costs, LatencyTable
 from nas.latency.timing import Timing
 from nas.space import SearchSpace
+from nas.target import runtime_facts
 
 MIN_NETWORKS = 3
 METHODS = ("table_ms", "isolated_ms", "isolated_line_ms", "macs_ms")
@@ -121,7 +122,8 @@ def time_networks(
     chains = {name: parts_of(blocks) for name, blocks in networks.items()}
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
         progress(0, len(chains), "exporting whole networks")
-        workshop = Workshop(Path(scratch), export, batch=table.target.batch)
+        takes = runtime_facts(table.target.runtime).takes
+        workshop = Workshop(Path(scratch), export, batch=table.target.batch, takes=takes)
         workshop.export(list(chains.values()))
         return measure_networks(
             workshop.join(chains, Path(folder)),
