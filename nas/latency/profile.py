@@ -88,14 +88,14 @@ def profile(
         teller = Teller(progress, len(todo.missing), todo.seconds)
         sessions = Sessions(target, config, workshop, benches, teller)
         for batch in batches_of(todo.missing, config):
-            teller.begin(len(batch), batch_seconds(batch, config))
+            teller.begin(len(batch), batch_seconds(batch, config, target))
             table, unclear = _add(table, batch, sessions, strict=config.strict)
             table = table.save(path)
             if unclear is not None:
                 raise unclear
         if todo.networks:
             assert isinstance(needed, SearchSpace)
-            teller.begin(0, session_seconds(config, networks=todo.networks))
+            teller.begin(0, session_seconds(config, target, networks=todo.networks))
             table = _calibrate(table, needed, sessions, config).save(path)
     progress(len(todo.missing), len(todo.missing), "the latency table is complete")
     return table

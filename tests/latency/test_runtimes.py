@@ -1,8 +1,10 @@
 """The contract every runtime keeps; a new one is one more name in `nas.target.RUNTIMES`."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,10 +16,10 @@ import pytest
 import torch
 
 from nas import target as target_module
-from nas.block import parse_network
+from nas.block import parse, parse_network
 from nas.environment import allowed_cores
 from nas.errors import DeviceError
-from nas.latency import runtimes
+from nas.latency import ProfileConfig, profile, runtimes
 from nas.latency.bench import REFERENCE, ChildBench, Visit
 from nas.latency.compose import Workshop
 from nas.latency.recipes import parts_of
@@ -145,6 +147,15 @@ class TestRuntimeContract:
             (times,) = bench.run([Visit(name="chain", prime=2, loops=3, samples=4)])
         assert times.shape == (4, 2)
         assert (times > 0).all()
+
+    @pytest.mark.slow
+    def test_a_table_is_made_with_it_that_says_so(self, target: Target, tmp_path: Path) -> None:
+        config = ProfileConfig(samples=3, spread_s=0.1, time_limit_s=5.0)
+        blocks = [parse("stem_r16_i3_c8-16_b1_a1"), parse("dw_r4_c16")]
+        table = profile(blocks, target, tmp_path / "table.json", config)
+        assert all(table.block_ms(block) > 0 for block in blocks)
+        package = RUNTIMES[target.runtime].package
+        assert f"{package} {target.version}" in table.provenance["versions"]
 
 
 @pytest.mark.parametrize("name", [n for n, row in RUNTIMES.items() if row.takes == ONNX])
@@ -276,11 +287,11 @@ def test_what_runs_on_a_gpu_is_not_held_to_the_processor_s_time(
             return self
 
         def run(self) -> None:
-            __import__("time").sleep(0.001)
+            time.sleep(0.001)
 
     worker = Worker()
     monkeypatch.setattr("nas.latency.worker.create", lambda target: Far())
-    cores = sorted(__import__("os").sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0))
     worker.start(gpu.to_json(), cores, str(tmp_path / "trace"))
     worker.load("n", "n.json")
     (far, reference) = worker.run([("n", 1, 1, 3), (REFERENCE, 1, 1, 3)])
@@ -291,11 +302,9 @@ def test_what_runs_on_a_gpu_is_not_held_to_the_processor_s_time(
 def test_a_precision_whose_package_is_absent_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = target_module._version_or_none
     monkeypatch.setattr(
         target_module, "_version_or_none", lambda name: None if name == "nncf" else "2026.4.1"
     )
     assert Target.parse("openvino,fp32").precision == "fp32"
     with pytest.raises(DeviceError, match=r"needs nncf for int8.*pip install 'hybrid-nas\[openv"):
         Target.parse("openvino,int8")
-    assert real("nothing-of-that-name") is None
