@@ -1,12 +1,12 @@
 import pytest
 
 from nas import target as target_module
-from nas.pipeline import doctor
+from nas.pipeline.doctor import _runtimes
 
 
 def runtimes() -> dict[str, tuple[str, str]]:
     """Return {runtime: (state, detail)} of what the doctor says about runtimes."""
-    return {name: (state, detail) for name, state, detail in doctor._runtimes()}
+    return {name: (state, detail) for name, state, detail in _runtimes()}
 
 
 def test_each_runtime_is_listed_with_the_precisions_it_can_be_timed_in() -> None:
