@@ -3,10 +3,13 @@
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from nas.errors import DeviceError
 
 PACKAGES = (
     "hybrid-nas",
@@ -21,10 +24,20 @@ PACKAGES = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "openvino",
+    "nncf",
     "scikit-learn",
     "scipy",
     "safetensors",
 )
+# kind of GPU: the command that names it, and what to do where there is none
+GPU_COMMANDS = {
+    "cuda": (
+        ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
+        "install NVIDIA's driver, which brings `nvidia-smi`, on a machine with such a GPU",
+    ),
+    "mps": (("sysctl", "-n", "machdep.cpu.brand_string"), "use a Mac with Apple silicon"),
+}
 
 
 def cpu_name() -> str:
@@ -37,6 +50,26 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def accelerator_name(kind: str) -> str:
+    """Return the name of this machine's first GPU of a kind: "NVIDIA A100-SXM4-40GB".
+
+    Raises:
+        DeviceError: there is none that its driver knows of.
+    """
+    command, advice = GPU_COMMANDS[kind]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        name = answer.stdout.splitlines()[0].strip()
+    except (OSError, subprocess.SubprocessError, IndexError):
+        name = ""
+    if not name:
+        raise DeviceError(
+            f"no {kind} device is found here: to measure on one, {advice}; to measure on the "
+            "processor, choose another runtime, such as onnxruntime or torch."
+        )
+    return name
 
 
 def program(name: str) -> str:

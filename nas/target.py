@@ -2,12 +2,13 @@
 
 import platform
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from nas.environment import allowed_cores
+from nas.environment import accelerator_name, allowed_cores
 from nas.errors import ConfigError, CorruptFile, DeviceError
 from nas.files import into, to_plain
 
@@ -16,24 +17,72 @@ OPSET = 20
 GRAMMAR = "RUNTIME[,PRECISION][,bBATCH][,tTHREADS], for example onnxruntime,fp32,b1,t1"
 
 
+ONNX, PARTS = "onnx", "parts"  # kinds of files that runtimes take
+EXPORTERS = {ONNX: EXPORTER, PARTS: "none"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeFacts:
-    """What is known of a runtime without loading it: its package, and what it can be asked for."""
+    """What is known of a runtime without loading it: its package, and what it can be asked for.
+
+    `takes` is the kind of file it loads: an ONNX graph, or the names of parts, from which it makes
+    torch modules. `extra` of this package brings the runtime, where it is not installed anyway;
+    `needs` says which further package a precision takes. `accelerator` is where it computes if not
+    on the processor: "cuda" or "mps".
+    """
 
     package: str
     precisions: tuple[str, ...]
     layout: str
+    takes: str = ONNX
+    extra: str = ""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    accelerator: str = ""
+
+    @property
+    def install(self) -> str:
+        """The command that installs it."""
+        return (
+            f"pip install 'hybrid-nas[{self.extra}]'"
+            if self.extra
+            else f"pip install {self.package}"
+        )
 
 
-# A new runtime has one row here and one class in nas/latency/runtimes.py.
+# A new runtime has one row here and one module in nas/latency/runtimes/; see docs/runtimes.md.
 RUNTIMES: dict[str, RuntimeFacts] = {
-    "onnxruntime": RuntimeFacts(package="onnxruntime", precisions=("fp32",), layout="nchw"),
+    "onnxruntime": RuntimeFacts(package="onnxruntime", precisions=("fp32", "int8"), layout="nchw"),
+    "openvino": RuntimeFacts(
+        package="openvino",
+        precisions=("fp32", "int8"),
+        layout="nchw",
+        extra="openvino",
+        needs={"int8": "nncf"},
+    ),
+    "torch": RuntimeFacts(package="torch", precisions=("fp32",), layout="nhwc", takes=PARTS),
+    "torch-cuda": RuntimeFacts(
+        package="torch",
+        precisions=("fp32", "fp16"),
+        layout="nhwc",
+        takes=PARTS,
+        accelerator="cuda",
+    ),
+    "torch-mps": RuntimeFacts(
+        package="torch",
+        precisions=("fp32", "fp16"),
+        layout="nhwc",
+        takes=PARTS,
+        accelerator="mps",
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A machine: its processor as a slug, its instruction set, the cores a process may use."""
+    """A machine: its processor as a slug, its instruction set, the cores a process may use.
+
+    For a runtime that computes on a GPU, `cpu` ends with the GPU's name.
+    """
 
     cpu: str
     arch: str
@@ -55,10 +104,17 @@ class Device:
         return f"{self.cpu}-{self.arch}"
 
     @classmethod
-    def here(cls) -> Self:
-        """Return this machine."""
+    def here(cls, accelerator: str = "") -> Self:
+        """Return this machine, with its GPU of that kind ("cuda" or "mps") if one is asked for.
+
+        Raises:
+            DeviceError: there is no such GPU; the message says what to do.
+        """
         arch = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
-        return cls(cpu=_cpu_slug(), arch=arch or "unknown", cores=allowed_cores())
+        cpu = _cpu_slug()
+        if accelerator:
+            cpu += f"-{slug(accelerator_name(accelerator))}"
+        return cls(cpu=cpu, arch=arch or "unknown", cores=allowed_cores())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +153,8 @@ class Target:
 
         Raises:
             ConfigError: the text is not of that form, or asks for more threads than there are.
-            DeviceError: the runtime is unknown or not installed; the message says what to do.
+            DeviceError: the runtime, or the GPU or package it needs, is unknown or absent; the
+                message says what to do.
         """
         runtime, *words = text.strip().split(",")
         facts = runtime_facts(runtime)
@@ -112,13 +169,15 @@ class Target:
                 f"{runtime} is timed in {' or '.join(facts.precisions)}, "
                 f"but {text!r} asks for {asked['precision']}."
             )
-        device = Device.here()
+        found = installed_version(runtime, asked["precision"])
+        device = Device.here(facts.accelerator)
         target = cls(
             device=device,
             runtime=runtime,
-            version=installed_version(runtime),
+            version=found,
             precision=asked["precision"],
             layout=facts.layout,
+            exporter=EXPORTERS[facts.takes],
             batch=int(asked["b"]),
             threads=int(asked["t"]),
         )
@@ -145,14 +204,14 @@ class Target:
 
     def is_here(self) -> bool:
         """Return whether this process can measure it: this machine, this runtime and version."""
-        device = Device.here()
         facts = RUNTIMES.get(self.runtime)
-        return (
-            facts is not None
-            and self.device.slug == device.slug
-            and self.threads <= device.cores
-            and _version_or_none(facts.package) == self.version
-        )
+        if facts is None or _version_or_none(facts.package) != self.version:
+            return False
+        try:
+            device = Device.here(facts.accelerator)
+        except DeviceError:
+            return False
+        return self.device.slug == device.slug and self.threads <= device.cores
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -174,20 +233,30 @@ def runtime_facts(runtime: str) -> RuntimeFacts:
     """Return what is known of a runtime, or raise DeviceError naming those there are."""
     facts = RUNTIMES.get(runtime)
     if facts is None:
-        known = ", ".join(f"{name} (pip install {row.package})" for name, row in RUNTIMES.items())
+        known = ", ".join(f"{name} ({row.install})" for name, row in RUNTIMES.items())
         raise DeviceError(
             f"{runtime!r} is not a runtime known here. Known: {known}. A target is {GRAMMAR}."
         )
     return facts
 
 
-def installed_version(runtime: str) -> str:
-    """Return the version of an installed runtime, or raise DeviceError saying how to install it."""
-    package = runtime_facts(runtime).package
-    found = _version_or_none(package)
+def installed_version(runtime: str, precision: str = "fp32") -> str:
+    """Return the version of a runtime that is installed with all this precision needs.
+
+    Raises:
+        DeviceError: it is unknown, or a package is absent; the message says how to install it.
+    """
+    facts = runtime_facts(runtime)
+    found = _version_or_none(facts.package)
     if found is None:
         raise DeviceError(
-            f"the runtime {runtime} is not installed. Install it with `pip install {package}`."
+            f"the runtime {runtime} is not installed. Install it with `{facts.install}`."
+        )
+    package = facts.needs.get(precision)
+    if package is not None and _version_or_none(package) is None:
+        raise DeviceError(
+            f"{runtime} needs {package} for {precision}, which is not installed. Install it with "
+            f"`{facts.install}`."
         )
     return found
 
@@ -200,6 +269,11 @@ def _version_or_none(package: str) -> str | None:
 
 
 # ---------------------------------------------------------------- this machine
+def slug(name: str) -> str:
+    """Return a name in lower case and hyphens, fit for a device: "nvidia-a100-sxm4-40gb"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
+
+
 def _cpu_slug(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name in lower case and hyphens: "amd-epyc-7763".
 
@@ -218,4 +292,4 @@ def _cpu_slug(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     if not re.search(r"[0-9]", name):
         keys = ("cpu family", "model", "cpu implementer", "cpu part")
         name += " " + " ".join(facts[key] for key in keys if key in facts)
-    return re.sub(r"[^a-z0-9]+", "-", name).strip("-") or "unknown"
+    return slug(name)

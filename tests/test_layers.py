@@ -28,6 +28,8 @@ HOMES = {
     "sqlalchemy": {"study"},
     "onnx": {"network", "latency", "winner"},
     "onnxruntime": {"latency", "winner"},
+    "openvino": {"latency"},
+    "nncf": {"latency"},
     "ray": set(),
     "pydantic": {"files"},
     "yaml": {"files"},

@@ -84,9 +84,45 @@ def test_words_that_mean_nothing_are_refused_with_the_grammar(text: str) -> None
         Target.parse(text)
 
 
-def test_a_precision_the_runtime_is_not_timed_in_is_refused() -> None:
-    with pytest.raises(ConfigError, match="fp32.*int8"):
-        Target.parse("onnxruntime,int8")
+@pytest.mark.parametrize("text", ["onnxruntime,fp16", "torch,int8", "torch-cuda,int8"])
+def test_a_precision_the_runtime_is_not_timed_in_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is timed in fp32.*asks for"):
+        Target.parse(text)
+
+
+def test_a_runtime_on_a_gpu_has_the_gpu_in_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA A100-SXM4-40GB'\necho 'NVIDIA T4'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    target = Target.parse("torch-cuda,fp16")
+    assert "_fp16_nhwc_b1_t1@" in target.id
+    assert f"{Device.here().cpu}-nvidia-a100-sxm4-40gb-" in target.id
+    assert target.is_here()
+    program.write_text("#!/bin/sh\necho 'NVIDIA T4'\n")
+    assert not target.is_here()
+
+
+@pytest.mark.parametrize("answer", ["exit 9", "true"])
+def test_without_a_gpu_its_runtime_is_a_device_error_that_says_what_to_do(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("nvidia-smi", "sysctl"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DeviceError, match="no cuda device.*NVIDIA's driver.*onnxruntime or torch"):
+        Target.parse("torch-cuda")
+    with pytest.raises(DeviceError, match="no mps device.*Apple silicon"):
+        Target.parse("torch-mps")
+
+
+def test_a_target_that_takes_no_onnx_names_no_exporter() -> None:
+    target = Target.parse("torch")
+    assert (target.exporter, target.layout) == ("none", "nhwc")
+    assert Target.parse(HERE).exporter == "dynamo"
 
 
 def test_more_threads_than_cores_are_refused_with_the_number_there_is() -> None:

@@ -19,6 +19,7 @@ from nas.latency.table import Costs, LatencyTable
 from nas.latency.timing import Timing, summarise
 from nas.seeds import stage_seed
 from nas.space import SearchSpace
+from nas.target import runtime_facts
 
 MIN_NETWORKS = 3
 METHODS = ("table_ms", "isolated_ms", "isolated_line_ms", "macs_ms")
@@ -108,8 +109,9 @@ def check(
     blocks: dict[str, Sequence[Block]] = {item.id: space.blocks(item) for item in drawn}
     blocks |= dict(also or {})
     with tempfile.TemporaryDirectory() as scratch:
-        workshop = Workshop(Path(scratch), export, batch=table.target.batch)
-        seconds = session_seconds(config, networks=len(blocks))
+        takes = runtime_facts(table.target.runtime).takes
+        workshop = Workshop(Path(scratch), export, batch=table.target.batch, takes=takes)
+        seconds = session_seconds(config, table.target, networks=len(blocks))
         teller = Teller(progress, len(blocks), seconds)
         _, series = Sessions(table.target, config, workshop, benches, teller).networks(
             table, blocks
@@ -145,7 +147,8 @@ def time_networks(
     chains = {name: parts_of(blocks) for name, blocks in networks.items()}
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
         progress(0, len(chains), "exporting whole networks")
-        workshop = Workshop(Path(scratch), export, batch=table.target.batch)
+        takes = runtime_facts(table.target.runtime).takes
+        workshop = Workshop(Path(scratch), export, batch=table.target.batch, takes=takes)
         workshop.export(list(chains.values()))
         return measure_networks(
             workshop.join(chains, Path(folder)),

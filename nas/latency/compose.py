@@ -1,12 +1,21 @@
-"""ONNX files of whole chains from files of single parts: exporting is slow, joining is not."""
+"""Files of whole chains: ONNX joined from files of single parts, or the names of the parts.
 
-from collections.abc import Mapping, Sequence
+Exporting is slow, joining is not. Runtimes that take no ONNX get a chain as JSON:
+
+    {"schema": 1, "parts": ["stem_r32_i3_c8_b1_a0", ...]}
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from nas.block import Block
-from nas.errors import CorruptFile
-from nas.files import storage_error
+from nas.block import Block, parse
+from nas.errors import ConfigError, CorruptFile
+from nas.files import read_json, storage_error
+from nas.target import ONNX, PARTS
+
+SCHEMA = 1
 
 
 class Export(Protocol):
@@ -102,27 +111,61 @@ def _check(model: Any, opsets: dict[str, Any]) -> None:
             raise CorruptFile(f"an ONNX part needs {rule} to be joined, but {graph.name} has not.")
 
 
+def read_parts(path: Path) -> tuple[Block, ...]:
+    """Return the chain in a JSON file of parts.
+
+    Raises:
+        CorruptFile: the file is absent, or is no such file.
+    """
+    value = read_json(path)
+    names = value.get("parts") if isinstance(value, dict) else None
+    is_ours = isinstance(value, dict) and value.get("schema") == SCHEMA and bool(names)
+    if not is_ours or not isinstance(names, list) or not all(type(n) is str for n in names):
+        raise CorruptFile(
+            f'{path} must be {{"schema": {SCHEMA}, "parts": ["...", ...]}}, it is not.'
+        )
+    try:
+        return tuple(parse(name) for name in names)
+    except ConfigError as error:
+        raise CorruptFile(f"{path}: {error}") from error
+
+
+def weight_bytes(path: Path) -> int:
+    """Return about how many bytes of weights a file or timm folder stands for."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    if path.suffix == ".json":
+        return sum(part.bytes for part in read_parts(path))
+    return path.stat().st_size
+
+
 class Workshop:
-    """Makes ONNX files of chains; each distinct part is exported at most once.
+    """Makes files of chains; each distinct part is exported at most once.
 
     Args:
         folder: Where parts are put; the caller owns it.
         export: How parts become files; `nas.network.onnx.parts_to_onnx` by default.
         batch: Images in a batch.
+        takes: The kind of file the runtime takes; nothing is exported for "parts".
     """
 
-    def __init__(self, folder: Path, export: Export | None = None, *, batch: int = 1) -> None:
-        if export is None:
+    def __init__(
+        self, folder: Path, export: Export | None = None, *, batch: int = 1, takes: str = ONNX
+    ) -> None:
+        if export is None and takes == ONNX:
             from nas.network.onnx import parts_to_onnx
 
             export = parts_to_onnx
         self._folder = folder
         self._export = export
         self._batch = batch
+        self._takes = takes
         self._parts: dict[str, Path] = {}
 
     def export(self, chains: Sequence[Sequence[Block]]) -> None:
         """Export the parts that these chains lack."""
+        if self._export is None or self._takes == PARTS:
+            return
         parts = {str(part): part for chain in chains for part in chain}
         missing = [part for name, part in parts.items() if name not in self._parts]
         if missing:
@@ -134,6 +177,22 @@ class Workshop:
         Raises:
             StorageError: the folder is full or cannot be written.
         """
+        paths = {}
+        for number, (name, content) in enumerate(self._contents(chains)):
+            paths[name] = folder / f"{number}.{'json' if self._takes == PARTS else 'onnx'}"
+            try:
+                paths[name].write_bytes(content)
+            except OSError as error:
+                raise storage_error(paths[name], error) from error
+        return paths
+
+    def _contents(self, chains: Mapping[str, Sequence[Block]]) -> Iterator[tuple[str, bytes]]:
+        """Yield the name and the file's content of each chain."""
+        if self._takes == PARTS:
+            for name, chain in chains.items():
+                value = {"schema": SCHEMA, "parts": [str(part) for part in chain]}
+                yield name, json.dumps(value).encode()
+            return
         import onnx
 
         models = {
@@ -141,12 +200,6 @@ class Workshop:
             for chain in chains.values()
             for part in chain
         }
-        paths = {}
-        for number, (name, chain) in enumerate(chains.items()):
+        for name, chain in chains.items():
             joined = join([models[str(part)] for part in chain], name=name)
-            paths[name] = folder / f"{number}.onnx"
-            try:
-                paths[name].write_bytes(joined.SerializeToString())
-            except OSError as error:
-                raise storage_error(paths[name], error) from error
-        return paths
+            yield name, joined.SerializeToString()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from nas.errors import ConfigError
 from nas.latency.bench import REFERENCE, Bench, ChildBench, Times, Visit
+from nas.latency.compose import weight_bytes
 from nas.latency.timing import MIN_CLEAN, SAMPLES_A_VISIT, Series, Timing, summarise
 from nas.target import Target
 
@@ -157,7 +158,8 @@ def measure_networks(
     """Return the Timing of whole networks, interleaved with each other and with the reference.
 
     Args:
-        networks: Name to ONNX file.
+        networks: Name to a file of the kind the runtime takes: ONNX; or a timm folder, or JSON of
+            parts.
         target: What to measure on; must be this machine's.
         config: How carefully.
         progress: Told (done, total, text) as samples come in.
@@ -175,7 +177,7 @@ def measure_networks(
                 networks, target, config, progress=progress, reference_ms=reference_ms, bench=child
             )
     found: dict[str, Series] = {}
-    for group in by_bytes({name: path.stat().st_size for name, path in networks.items()}):
+    for group in by_bytes({name: weight_bytes(path) for name, path in networks.items()}):
         found |= measure(
             bench,
             {name: networks[name] for name in group},

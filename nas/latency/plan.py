@@ -12,12 +12,13 @@ from nas.latency.recipes import Chain, Recipe, chain_name, recipes
 from nas.latency.table import LatencyTable
 from nas.latency.timing import SAMPLES_A_VISIT
 from nas.space import SearchSpace
-from nas.target import Target
+from nas.target import ONNX, Target, runtime_facts
 
 logger = logging.getLogger(__name__)
 
 EXPORT_S = 0.25  # a part
-LOAD_S = 0.05  # to join and load a chain
+LOAD_S = 0.05  # to join and load a chain or network
+QUANTIZE_CHAIN_S, QUANTIZE_NETWORK_S = 1.0, 6.0  # to quantize it before it is loaded
 REFERENCE_MS = 1.5  # beside each visit
 WARM_S = 2.0  # to start and warm up
 
@@ -81,7 +82,7 @@ def plan_from(
         needed=tuple(item.entry for item in every),
         missing=missing,
         networks=networks,
-        seconds=_seconds(missing, networks, config),
+        seconds=_seconds(missing, networks, config, table.target),
     )
 
 
@@ -105,24 +106,30 @@ def batches_of(missing: Sequence[Recipe], config: ProfileConfig) -> list[list[Re
 
 
 def session_seconds(
-    config: ProfileConfig, *, parts: int = 0, chains: int = 0, networks: int = 0
+    config: ProfileConfig, target: Target, *, parts: int = 0, chains: int = 0, networks: int = 0
 ) -> float:
     """Return how long a session should take that exports parts and times chains or networks."""
+    exported = parts if runtime_facts(target.runtime).takes == ONNX else 0
+    is_int8 = target.precision == "int8"
+    quantize_s = is_int8 * (chains * QUANTIZE_CHAIN_S + networks * QUANTIZE_NETWORK_S)
     timed = chains + networks
     visit_ms = PRIME_MS + SAMPLES_A_VISIT * config.sample_ms + REFERENCE_MS
     timing_s = timed * visit_ms / 1e3 * -(-config.samples // SAMPLES_A_VISIT)
-    return parts * EXPORT_S + timed * LOAD_S + WARM_S + max(timing_s, config.spread_s)
+    loading_s = exported * EXPORT_S + timed * LOAD_S + quantize_s
+    return loading_s + WARM_S + max(timing_s, config.spread_s)
 
 
-def _seconds(missing: Sequence[Recipe], networks: int, config: ProfileConfig) -> float:
-    total_s = session_seconds(config, networks=networks) if networks else 0.0
+def _seconds(
+    missing: Sequence[Recipe], networks: int, config: ProfileConfig, target: Target
+) -> float:
+    total_s = session_seconds(config, target, networks=networks) if networks else 0.0
     for batch in batches_of(missing, config):
-        total_s += batch_seconds(batch, config)
+        total_s += batch_seconds(batch, config, target)
     return total_s
 
 
-def batch_seconds(batch: Sequence[Recipe], config: ProfileConfig) -> float:
+def batch_seconds(batch: Sequence[Recipe], config: ProfileConfig, target: Target) -> float:
     """Return how long the session of one batch should take."""
     chains = chains_of(batch)
     parts = {part for chain in chains.values() for part in chain}
-    return session_seconds(config, parts=len(parts), chains=len(chains))
+    return session_seconds(config, target, parts=len(parts), chains=len(chains))

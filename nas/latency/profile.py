@@ -32,7 +32,7 @@ from nas.latency.sessions import Benches, Sessions, Teller, child_bench
 from nas.latency.table import Entry, LatencyTable
 from nas.latency.timing import SAMPLES_A_VISIT, Series, grade
 from nas.space import SearchSpace
-from nas.target import Target
+from nas.target import ONNX, Target, runtime_facts
 
 STANDARD_ERROR = 1.2533 / 1.349  # of a median: times interquartile range by root of samples
 MAX_ERROR_A, MAX_ERROR_B = 0.02, 0.05  # standard error by price
@@ -80,11 +80,12 @@ def profile(
         todo = plan_from(needed, table, config)
         if not table.protocol:
             table = replace(table, protocol=_protocol(config), provenance=_provenance(target))
-        workshop = Workshop(Path(scratch), export, batch=target.batch)
+        takes = runtime_facts(target.runtime).takes
+        workshop = Workshop(Path(scratch), export, batch=target.batch, takes=takes)
         teller = Teller(progress, len(todo.missing), todo.seconds)
         sessions = Sessions(target, config, workshop, benches, teller)
         for batch in batches_of(todo.missing, config):
-            teller.begin(len(batch), batch_seconds(batch, config))
+            teller.begin(len(batch), batch_seconds(batch, config, target))
             table, unclear = _add(table, batch, sessions, strict=config.strict)
             table = table.save(path)
             if unclear is not None:
@@ -107,8 +108,11 @@ def _protocol(config: ProfileConfig) -> dict[str, float | int]:
 
 
 def _provenance(target: Target) -> dict[str, str]:
-    packages = ("hybrid-nas", "torch", "onnx", "onnxscript", target.runtime)
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    facts = runtime_facts(target.runtime)
+    packages = ["hybrid-nas", "torch"]
+    packages += ["onnx", "onnxscript"] if facts.takes == ONNX else []
+    packages += [facts.package, facts.needs.get(target.precision, "torch")]
+    versions = ", ".join(f"{name} {version(name)}" for name in dict.fromkeys(packages))
     return {"exporter": f"{target.exporter}, opset {target.opset}", "versions": versions}
 
 

@@ -139,7 +139,8 @@ class Sessions:
         sizes = {name: sum(part.bytes for part in chain) for name, chain in chains.items()}
         series: dict[str, Series] = {}
         for group in by_bytes(sizes):
-            self._teller.begin(len(group), session_seconds(self._config, networks=len(group)))
+            seconds = session_seconds(self._config, self._target, networks=len(group))
+            self._teller.begin(len(group), seconds)
             table, found = self.time(
                 table, {name: chains[name] for name in group}, "whole networks"
             )

@@ -24,7 +24,7 @@ import numpy as np
 from nas.errors import DeviceError, NasError
 from nas.latency.bench import REFERENCE
 from nas.latency.runtimes import Runtime, create
-from nas.target import Target
+from nas.target import Target, runtime_facts
 
 TRACE_WIDTH = 512
 WARM_UP_RUNS = 3
@@ -53,6 +53,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._runtime: Runtime | None = None
+        self._is_elsewhere = False  # whether networks run on a GPU
         self._trace = -1
         self._runs: dict[str, Callable[[], None]] = {}
 
@@ -61,9 +62,11 @@ class Worker:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)
         self._trace = os.open(trace, os.O_WRONLY | os.O_CREAT, 0o600)
-        self._runtime = create(Target.from_json(target))
+        parsed = Target.from_json(target)
+        self._runtime = create(parsed)
+        self._is_elsewhere = runtime_facts(parsed.runtime).accelerator != ""
         self.unload()
-        return {"version": self._runtime.version}
+        return {"version": parsed.version}
 
     def load(self, name: str, path: str) -> dict[str, Any]:
         """Load one file and return the nanoseconds of its fastest warm-up run."""
@@ -85,13 +88,18 @@ class Worker:
 
         The `prime` runs before them are not timed: after another network ran, caches, page tables
         and branch predictors need several runs to be as in a process that runs only this one.
+        What runs on a GPU needs no processor meanwhile: its processor time is given as its wall
+        time, which is to say that nobody took the processor away from it.
         """
         answers = []
         for name, prime, loops, samples in visits:
             self._note(name)
             run = self._runs[name]
             self._time(run, prime)
-            answers.append([self._time(run, loops) for _ in range(samples)])
+            times = [self._time(run, loops) for _ in range(samples)]
+            if self._is_elsewhere and name != REFERENCE:
+                times = [(wall_ns, wall_ns) for wall_ns, _ in times]
+            answers.append(times)
         return answers
 
     @staticmethod

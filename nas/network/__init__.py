@@ -9,7 +9,7 @@ network keeps its blocks under `stem`, `stages.<stage>.<position>` and `head`;
 
 from nas.network import stock
 from nas.network.kinds import build_block, build_part, part_prefixes, template
-from nas.network.model import NasHybrid, build
+from nas.network.model import NasHybrid, build, load_folder
 from nas.network.onnx import parts_to_onnx, to_onnx
 from nas.network.residual import scale_residuals
 
@@ -18,6 +18,7 @@ __all__ = [
     "build",
     "build_block",
     "build_part",
+    "load_folder",
     "part_prefixes",
     "parts_to_onnx",
     "scale_residuals",

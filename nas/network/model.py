@@ -8,6 +8,7 @@ transition). `model.blocks_spec` holds the blocks and `model.block_prefixes` the
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -24,7 +25,7 @@ from torch import _assert
 
 from nas import block
 from nas.block import Block
-from nas.errors import ConfigError
+from nas.errors import ConfigError, CorruptFile
 from nas.network import chain
 from nas.network.attention_bias import resize_bias_table
 from nas.network.cga import GroupAttention
@@ -32,7 +33,7 @@ from nas.network.head import Head
 from nas.network.kinds import build_block, part_prefixes
 from nas.network.mb3d import Attention
 
-__all__ = ["DEFAULT_BLOCKS", "NasHybrid", "build", "checkpoint_filter_fn"]
+__all__ = ["DEFAULT_BLOCKS", "NasHybrid", "build", "checkpoint_filter_fn", "load_folder"]
 
 TABLE = "bias.table"
 # What `timm.create_model("nas_hybrid")` gives: every kind, 2.6 M parameters.
@@ -295,6 +296,19 @@ def build(blocks: Sequence[Block | str], **timm_kwargs: Any) -> NasHybrid:
     texts = [str(item) for item in chain.read_blocks(blocks)]
     model = timm.create_model("nas_hybrid", blocks=texts, **timm_kwargs)
     assert isinstance(model, NasHybrid)
+    return model
+
+
+def load_folder(folder: Path) -> nn.Module:
+    """Return the network in a timm folder, with its weights, through `timm.create_model`.
+
+    Raises:
+        CorruptFile: timm cannot load it.
+    """
+    try:
+        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except Exception as error:  # timm, torch and safetensors each have their own
+        raise CorruptFile(f"timm cannot load {folder}: {error}.") from error
     return model
 
 

@@ -64,9 +64,15 @@ def to_onnx(
             raise ConfigError(
                 f"a {type(model).__name__} does not say its input's shape; give shape=."
             )
-        shape = tuple(get_model_input_config(model)["input_size"])
+        shape = input_shape(model)
     proto = _export(_frozen(model), [shape], batch)
     return write_atomic(path, _extract(proto, 0, path).SerializeToString())
+
+
+def input_shape(model: nn.Module) -> tuple[int, int, int]:
+    """Return (channels, height, width) of a timm model's images."""
+    channels, height, width = get_model_input_config(model)["input_size"]
+    return channels, height, width
 
 
 def parts_to_onnx(

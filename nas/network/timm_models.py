@@ -1,12 +1,15 @@
 """Any model of timm's by its name, with an error that helps where there is none."""
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 import timm
 from safetensors import SafetensorError
+from timm.models import save_for_hf
 
 from nas.errors import ConfigError
+from nas.files import storage_error
 
 LOCAL = "local-dir:"
 
@@ -32,3 +35,16 @@ def create(name: str, **options: Any) -> Any:
             f"the network {name} cannot be made ({type(error).__name__}: {error}). Weights with a "
             f"tag come from the internet; without it use {LOCAL}DIR, or the name without its tag."
         ) from error
+
+
+def save(model: Any, folder: Path) -> Path:
+    """Write a model as a folder that `local-dir:` loads, and return the folder.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    try:
+        save_for_hf(model, folder, safe_serialization=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    return folder

@@ -14,11 +14,12 @@ from nas.errors import ConfigError, NasError
 ENOUGH_DISK_GIB = 2.0
 ENOUGH_MEMORY_GIB = 4.0
 QUIET_SPREAD = 0.05
+DEFAULT_RUNTIME = "onnxruntime"
 
 
 def doctor() -> dict[str, Any]:
     """Return machine, versions and a list of checks: {check, state (ok, warn, fail), detail}."""
-    checks = [_cores(), _memory(), _disk(), *_packages(), _runtime(), _governor(), _clock()]
+    checks = [_cores(), _memory(), _disk(), *_packages(), *_runtimes(), _governor(), _clock()]
     checks += [_database(), _tables()]
     return {
         "machine": environment.machine(),
@@ -74,14 +75,33 @@ def _packages() -> list[Check]:
     return [("packages", "ok", f"{len(ranges)} dependencies in their tested ranges")]
 
 
-def _runtime() -> Check:
+def _runtimes() -> list[Check]:
+    """Check each runtime in each precision: only the default one has to be here."""
+    from nas.target import RUNTIMES
+
+    found = []
+    for name, facts in RUNTIMES.items():
+        ready, lacking = _precisions(name, facts.precisions)
+        state = "fail" if not ready and name == DEFAULT_RUNTIME else "ok"
+        detail = f"{', '.join(ready)}" if ready else "not here"
+        found.append((name, state, "; ".join([detail, *lacking])))
+    return found
+
+
+def _precisions(runtime: str, precisions: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the precisions that can be timed here, and why the others cannot."""
     from nas.target import Target
 
-    try:
-        target = Target.parse("onnxruntime,fp32,b1,t1")
-    except NasError as error:
-        return "onnxruntime", "fail", str(error)
-    return "onnxruntime", "ok", f"default target {target.id}"
+    ready: list[str] = []
+    lacking: list[str] = []
+    for precision in precisions:
+        try:
+            target = Target.parse(f"{runtime},{precision}")
+        except NasError as error:
+            lacking.append(str(error))
+        else:
+            ready.append(precision if ready else f"{target.version}, {precision}")
+    return ready, list(dict.fromkeys(lacking))
 
 
 def _governor() -> Check:

@@ -26,7 +26,7 @@ from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress
 from nas.report import Prediction, write_check
 from nas.space import Architecture, SearchSpace
-from nas.target import Target
+from nas.target import ONNX, Target, runtime_facts
 
 DEFAULT_TARGET = "onnxruntime,fp32,b1,t1"
 ENDS = ("smallest", "largest")
@@ -150,7 +150,11 @@ def _measured(
         empty = LatencyTable(target=target, entries={})
         return time_networks({what: blocks}, table or empty, QUICK, progress=progress)[what]
     with tempfile.TemporaryDirectory() as folder:
-        file = to_onnx(timm_models.create(what), Path(folder) / "model.onnx", batch=target.batch)
+        model = timm_models.create(what)
+        if runtime_facts(target.runtime).takes == ONNX:
+            file = to_onnx(model, Path(folder) / "model.onnx", batch=target.batch)
+        else:
+            file = timm_models.save(model, Path(folder) / "model")
         reference_ms = table.reference_ms if table is not None else None
         found = measure_networks(
             {what: file}, target, QUICK, progress=progress, reference_ms=reference_ms

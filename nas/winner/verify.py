@@ -19,15 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
-
 from nas import errors, network
 from nas.data import Split, eval_batches, load_test
 from nas.errors import ConfigError, CorruptFile, DeviceError, NasError
 from nas.files import into, to_plain, write_atomic
 from nas.latency import ProfileConfig, measure_networks
 from nas.manifest import TargetResult, Winner
-from nas.target import Target
+from nas.target import PARTS, Target, runtime_facts
 from nas.winner import card
 from nas.winner.compare import network_scores, onnx_scores, relative_error
 from nas.winner.promise import Seen, VerifyResult, judge
@@ -219,13 +217,17 @@ def measure(
     *,
     reference_ms: float | None = None,
 ) -> TargetResult:
-    """Return the latency of the exported ONNX file; of one made anew for another batch than 1."""
+    """Return the latency of what the target's runtime takes: the folder, or its ONNX file.
+
+    An ONNX file for another batch than 1 is made anew.
+    """
     with tempfile.TemporaryDirectory(prefix="nas-verify-") as scratch:
-        onnx = folder / ONNX
-        if target.batch != 1:
-            onnx = network.to_onnx(_load(folder), Path(scratch) / ONNX, batch=target.batch)
+        takes_folder = runtime_facts(target.runtime).takes == PARTS
+        file = folder if takes_folder else folder / ONNX
+        if target.batch != 1 and not takes_folder:
+            file = network.to_onnx(_load(folder), Path(scratch) / ONNX, batch=target.batch)
         timing = measure_networks(
-            {NAME: onnx}, target, config, progress=progress, reference_ms=reference_ms
+            {NAME: file}, target, config, progress=progress, reference_ms=reference_ms
         )[NAME]
     return TargetResult(
         target=target.id,
@@ -239,11 +241,9 @@ def measure(
 def _load(folder: Path) -> Any:  # Any: a timm model, of whatever class
     """Return the network as the README says to load it; importing nas.network registered ours."""
     try:
-        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except Exception as error:  # timm, torch and safetensors each have their own
-        raise CorruptFile(
-            f"timm cannot load {folder}: {error}. Export the winner again."
-        ) from error
+        return network.load_folder(folder).eval()
+    except CorruptFile as error:
+        raise CorruptFile(f"{error} Export the winner again.") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

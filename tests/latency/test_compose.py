@@ -9,9 +9,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nas.block import parse, parse_network
-from nas.errors import CorruptFile
-from nas.latency.compose import Workshop, join
+from nas.errors import CorruptFile, StorageError
+from nas.latency.compose import Workshop, join, read_parts, weight_bytes
 from nas.latency.recipes import parts_of
+from nas.target import PARTS
 
 
 def scale(factor: float, *, opset: int = 20, inputs: int = 1) -> Any:
@@ -91,6 +92,26 @@ def test_each_distinct_part_is_exported_once(tmp_path: Path, export: Any) -> Non
     paths = workshop.join({"one": (a, b), "two": (b, b, b)}, tmp_path / "chains")
     assert len(onnx.load(str(paths["two"])).graph.node) == 3
     assert sorted(paths) == ["one", "two"]
+
+
+def test_a_runtime_that_takes_parts_gets_their_names_and_nothing_is_exported(
+    tmp_path: Path,
+) -> None:
+    def never(parts: Any, folder: Path, *, batch: int) -> Any:
+        raise AssertionError("exported")
+
+    chain = (parse("dw_r4_c8"), parse("ffn_r4_c8_h16"), parse("dw_r4_c8"))
+    workshop = Workshop(tmp_path, never, takes=PARTS)
+    workshop.export([chain])
+    (file,) = workshop.join({"chain": chain}, tmp_path).values()
+    assert read_parts(file) == chain
+    assert weight_bytes(file) == sum(part.bytes for part in chain)
+
+
+def test_parts_on_a_full_disk_are_a_storage_error(tmp_path: Path) -> None:
+    workshop = Workshop(tmp_path, takes=PARTS)
+    with pytest.raises(StorageError, match=r"0\.json"):
+        workshop.join({"chain": (parse("dw_r4_c8"),)}, tmp_path / "absent")
 
 
 WHOLE = [

@@ -289,3 +289,14 @@ def test_a_fresh_process_verifies_a_real_winner_on_this_machine(folder: Path) ->
     assert {"scoring test images", "timing whole networks"} <= set(steps)
     assert Winner.load(folder) == result.winner
     assert digest_file(folder / "model.safetensors") == digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["torch", "torch,b2", "onnxruntime,int8"])
+def test_a_winner_is_timed_on_runtimes_that_take_its_folder_or_quantize_it(
+    folder: Path, words: str
+) -> None:
+    target = Target.parse(words)
+    result = verifying.measure(folder, target, FAST)
+    assert result.target == target.id
+    assert result.measured_ms is not None and result.measured_ms > 0

@@ -1,0 +1,63 @@
+"""The runtimes that can be timed, behind one small protocol; they live in the child process only.
+
+A new runtime is one module here and one row in `nas.target.RUNTIMES` (docs/runtimes.md). A
+runtime's module is imported when it is asked for, no other module imports its library, and none
+of the library's own errors leaves it.
+"""
+
+from collections.abc import Callable
+
+from nas.errors import DeviceError
+from nas.latency.runtimes.protocol import Runner, Runtime
+from nas.target import Target, installed_version, runtime_facts
+
+__all__ = ["RUNTIMES", "Runner", "Runtime", "create"]
+
+
+def _onnxruntime(target: Target) -> Runtime:
+    from nas.latency.runtimes.onnx_runtime import OnnxRuntime
+
+    return OnnxRuntime(target)
+
+
+def _openvino(target: Target) -> Runtime:
+    from nas.latency.runtimes.openvino_cpu import OpenVino
+
+    return OpenVino(target)
+
+
+def _torch(target: Target) -> Runtime:
+    from nas.latency.runtimes.torch_eager import TorchEager
+
+    return TorchEager(target)
+
+
+RUNTIMES: dict[str, Callable[[Target], Runtime]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "torch": _torch,
+    "torch-cuda": _torch,
+    "torch-mps": _torch,
+}
+
+
+def create(target: Target) -> Runtime:
+    """Return the target's runtime in this process.
+
+    Raises:
+        DeviceError: unknown, not installed, of another version than the target's, or without the
+            GPU or package that the target takes.
+    """
+    facts = runtime_facts(target.runtime)
+    found = installed_version(target.runtime, target.precision)
+    if found != target.version:
+        raise DeviceError(
+            f"the target is {target.runtime} {target.version}, but {found} is installed. "
+            f"Install that version, or make a table for `{target.runtime}` as it is here."
+        )
+    try:
+        return RUNTIMES[target.runtime](target)
+    except ImportError as error:
+        raise DeviceError(
+            f"{target.runtime} cannot be loaded ({error}). Install it with `{facts.install}`."
+        ) from error

@@ -1,0 +1,39 @@
+import pytest
+
+from nas import target as target_module
+from nas.pipeline.doctor import _runtimes
+
+
+def runtimes() -> dict[str, tuple[str, str]]:
+    """Return {runtime: (state, detail)} of what the doctor says about runtimes."""
+    return {name: (state, detail) for name, state, detail in _runtimes()}
+
+
+def test_each_runtime_is_listed_with_the_precisions_it_can_be_timed_in() -> None:
+    found = runtimes()
+    assert set(found) == set(target_module.RUNTIMES)
+    state, detail = found["onnxruntime"]
+    assert (state, detail.split(", ")[1:]) == ("ok", ["fp32", "int8"])
+
+
+def test_a_runtime_that_is_absent_is_no_illness_but_the_default_one_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(target_module, "_version_or_none", lambda package: None)
+    found = runtimes()
+    assert found["onnxruntime"][0] == "fail"
+    state, detail = found["openvino"]
+    assert state == "ok"
+    assert "pip install 'hybrid-nas[openvino]'" in detail
+    assert detail.count("is not installed") == 1
+
+
+def test_a_precision_that_lacks_its_package_is_told_beside_those_that_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        target_module, "_version_or_none", lambda package: None if package == "nncf" else "1.2"
+    )
+    state, detail = runtimes()["openvino"]
+    assert state == "ok"
+    assert detail.startswith("1.2, fp32; openvino needs nncf for int8")
