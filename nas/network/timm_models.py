@@ -44,7 +44,7 @@ def save(model: Any, folder: Path) -> Path:
         StorageError: it cannot be written.
     """
     try:
-        save_for_hf(model, folder, safe_serialization=True)
+        save_for_hf(model, str(folder), safe_serialization=True)
     except OSError as error:
         raise storage_error(folder, error) from error
     return folder
