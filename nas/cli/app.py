@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli import inspect, stages, whole
+from nas.cli import device, inspect, stages, whole
 
 HELP = """
 Find the most accurate vision network that meets a latency budget on YOUR device.
@@ -64,6 +64,7 @@ app.command()(stages.export)
 app.command()(stages.verify)
 app.command()(stages.report)
 app.command()(inspect.doctor)
+app.command()(device.device_study)
 
 
 def main() -> None:

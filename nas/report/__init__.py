@@ -10,6 +10,7 @@ from nas.report.content import (
     pareto_front,
     prediction_errors,
 )
+from nas.report.device import write_device_report
 from nas.report.page import write_report
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "ReportInput",
     "pareto_front",
     "prediction_errors",
+    "write_device_report",
     "write_report",
 ]

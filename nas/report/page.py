@@ -75,20 +75,9 @@ def write_report(folder: Path | str, content: ReportInput) -> Path:
 
 def render(content: ReportInput, pictures: Mapping[str, bytes]) -> str:
     """Return the page as HTML; `pictures` maps the names `draw` gives to PNG bytes."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("nas.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("ms", "percent", "accuracy", "count", "significant"):
-        environment.filters[name] = getattr(numbers, name)
     front = pareto_front(content.candidates)
     rows = stages(content.winner.blocks) if content.winner else ()
-    return environment.get_template("page.html").render(
+    page: str = template("page.html").render(
         content=content,
         winner=content.winner,
         result=content.winner.on(content.target) if content.winner else None,
@@ -101,8 +90,25 @@ def render(content: ReportInput, pictures: Mapping[str, bytes]) -> str:
         front_count=len(front),
         errors=prediction_errors(content.predictions),
         predictions=_prediction_rows(content.predictions),
-        pictures={name: _data_uri(png) for name, png in pictures.items()},
+        pictures={name: data_uri(png) for name, png in pictures.items()},
     )
+    return page
+
+
+def template(name: str) -> Any:
+    """Return a page of this folder, with our ways to write numbers as its filters."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("nas.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name_of_filter in ("ms", "percent", "accuracy", "count", "significant"):
+        environment.filters[name_of_filter] = getattr(numbers, name_of_filter)
+    return environment.get_template(name)
 
 
 def verdict(content: ReportInput) -> Verdict:
@@ -180,5 +186,6 @@ def _thinned(front: Sequence[Candidate]) -> Sequence[Candidate]:
     return front[::-1][::step][::-1]
 
 
-def _data_uri(png: bytes) -> str:
+def data_uri(png: bytes) -> str:
+    """Return a picture as the address of an <img>."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
