@@ -85,18 +85,19 @@ def widths(item: Observation) -> bytes | None:
                 continue
             on = [row for row in own if _channels(row) % step == 0]
             off = [row for row in own if _channels(row) % step]
-            for some, face, label in (
+            for some, face, what in (
                 (on, color, f"multiples of {step}"), (off, "white", "widths between"),
             ):  # fmt: skip
                 axes.plot(
                     [_channels(row) for row in some], [row.median_ms or 0.0 for row in some], "o",
-                    markersize=5, markerfacecolor=face, markeredgecolor=color, label=label,
+                    markersize=5, markerfacecolor=face, markeredgecolor=color,
+                    label=f"side {side}: {what}",
                 )  # fmt: skip
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        axes.set_yscale("log")
         axes.set_xticks(range(0, max(map(_channels, rows)) + 1, 16))
         axes.set_xlabel("channels")
-        axes.set_ylabel("latency (ms)")
+        axes.set_ylabel("latency (ms), logarithmic")
         return png_of(figure, legend_columns=3)
 
 
@@ -133,7 +134,9 @@ def _plain_log_ticks(axes: object) -> None:
     every = [0.1, 0.2, 0.33, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 20, 50]
     shown = [tick for tick in every if low <= tick <= high]
     if high / low > 8:
-        shown = [tick for tick in shown if tick in (0.1, 0.2, 0.33, 0.5, 1, 1.5, 2, 3, 5, 10, 20)]
+        shown = [
+            tick for tick in shown if tick in (0.1, 0.2, 0.33, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20)
+        ]
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

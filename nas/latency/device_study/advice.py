@@ -71,7 +71,8 @@ def width_advice(steps: Sequence[Step], noisy_sides: Sequence[int]) -> tuple[int
         return None, lines
     chosen = max(best.values())
     if chosen > 1:
-        lines.insert(0, f"Use a width step of {chosen} in the space: widths between save no time.")
+        where = " and ".join(str(side) for side in sides if best[side] == chosen)
+        lines.insert(0, f"Use a width step of {chosen} in the space: it pays at side {where}.")
     return chosen, lines
 
 
@@ -82,7 +83,7 @@ def profile_advice(shares: Sequence[OpShare]) -> list[str]:
     bound = sum(item.share for item in shares if item.is_memory_bound)
     return [
         f"By the runtime's own profile {bound:.0%} of this block's time is in memory-bound "
-        "operations; the rest multiplies.".replace("%", " %")
+        "operations; the rest is mostly products.".replace("%", " %")
     ]
 
 

@@ -68,7 +68,7 @@ def _patch_embedding() -> Question:
             Pair(
                 over="large_kernel",
                 under="stacked",
-                subject="a large-kernel patch embedding against stacked 3x3 convolutions",
+                subject="16x16 patch embedding against stacked 3x3",
                 above="use a stem of stacked 3x3 convolutions here: one 16x16 convolution costs "
                 "{ratio} as much",
                 below="a stem of stacked 3x3 convolutions costs {ratio} one 16x16 convolution "
@@ -87,7 +87,7 @@ def _token_mixers() -> Question:
         Pair(
             over="mhsa",
             under=name,
-            subject=f"MHSA against {text} as token mixer",
+            subject=f"MHSA against {text}",
             above=f"mix tokens by {text} where accuracy allows: MHSA costs {{ratio}} as much here",
             below=f"MHSA mixes tokens faster than {text} here: that costs {{ratio}} as much",
             equal=f"choose between MHSA and {text} by accuracy",
@@ -122,7 +122,7 @@ def _token_mixers() -> Question:
             Pair(
                 over="mhsa",
                 under="mhsa_tokens",
-                subject="MHSA that leaves and enters maps each time against MHSA on tokens",
+                subject="MHSA by way of maps against MHSA on tokens",
                 above="keep attention blocks together (a tail): going back to maps between them "
                 "costs {ratio} as much",
                 below="going back to maps between attention blocks is no loss here: staying on "
@@ -132,7 +132,7 @@ def _token_mixers() -> Question:
             Pair(
                 over="blocks_reshaped",
                 under="blocks",
-                subject="blocks with reshapes between them against the same without",
+                subject="blocks with reshapes between against without",
                 above="keep one dimension throughout: 4 blocks with flatten and transpose between "
                 "them cost {ratio} as much",
                 below="reshapes between blocks cost nothing here: without them it takes {ratio} "
@@ -244,7 +244,7 @@ def _memory_bound() -> Question:
             Pair(
                 over="block",
                 under=name,
-                subject=f"the block against the block without {text}",
+                subject=f"block against block without {text}",
                 above=f"in a block with MHSA, {text} take{'' if text.endswith('s') else 's'} "
                 "{share} of the time",
                 below=f"the block is slower without {text} ({{ratio}}), so no share can be said",
@@ -301,8 +301,8 @@ def _attention() -> Question:
                     over="mhsa",
                     under=name,
                     subject=f"MHSA against {text}",
-                    above=f"use cga rather than mb3d here: MHSA costs {{ratio}} as much as {text}",
-                    below=f"use mb3d rather than cga here: {text} costs {{ratio}} as much as MHSA",
+                    above=f"use {text} rather than MHSA here: MHSA costs {{ratio}} as much",
+                    below=f"use MHSA rather than {text} here: {text} costs {{ratio}} as much",
                     equal=f"choose between MHSA and {text} by accuracy",
                 )
                 for name, text in (

@@ -202,8 +202,9 @@ def run(
     for question in asked:
         found = _answer(question, study.target, config, hands, teller)
         every = {**study.observations, question.key: found}
-        ordered = {item.key: every[item.key] for item in questions if item.key in every}
-        study = replace(study, observations=ordered)
+        keys = [item.key for item in questions if item.key in every]
+        ordered = dict.fromkeys([*keys, *every])  # in the order of asking, whatever came first
+        study = replace(study, observations={key: every[key] for key in ordered})
         study.save(folder)
         teller.end(question)
     return study

@@ -47,9 +47,7 @@ def test_a_wide_spread_makes_the_same_ratio_untold(row: Any, compare_pair: Any) 
     assert narrow.is_told and not wide.is_told
 
 
-def test_an_interval_that_is_wide_around_1_is_not_called_equal(
-    row: Any, compare_pair: Any
-) -> None:
+def test_an_interval_that_is_wide_around_1_is_not_called_equal(row: Any, compare_pair: Any) -> None:
     asked, ratio = found(row, compare_pair, 1.06, 1.0, spread=0.09, clean=12)
     text = pair_advice(asked, ratio)
     assert "not known to be 1" in text and "choose between" not in text.lower()

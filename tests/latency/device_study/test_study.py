@@ -61,7 +61,7 @@ def test_a_study_comes_back_from_its_file_as_it_was(do: Any, timer: Any, tmp_pat
 
 def test_resume_after_ctrl_c_asks_only_what_has_no_answer(do: Any, timer: Any) -> None:
     clock = timer(COSTS)
-    clock.failures["conv"] = KeyboardInterrupt()  # type: ignore[assignment]
+    clock.failures["conv"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         do(clock)
     later = timer(COSTS)
@@ -161,7 +161,7 @@ def test_a_disk_that_is_full_says_so_and_keeps_what_was_there(
     do: Any, timer: Any, files_at_most: Any, tmp_path: Path
 ) -> None:
     clock = timer(COSTS)
-    clock.failures["conv"] = KeyboardInterrupt()  # type: ignore[assignment]
+    clock.failures["conv"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         do(clock)
     before = (tmp_path / "out" / FILE).read_bytes()
