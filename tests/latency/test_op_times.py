@@ -34,6 +34,7 @@ def test_a_runtime_without_a_profile_gives_none(target: Target) -> None:
     from dataclasses import replace
 
     assert op_times(Path("x.onnx"), replace(target, runtime="abacus")) == {}
+    assert op_times(Path("x.onnx"), replace(target, precision="int8")) == {}
 
 
 def test_a_file_that_cannot_be_profiled_is_named(tmp_path: Path, target: Target) -> None:

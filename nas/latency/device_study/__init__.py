@@ -3,10 +3,11 @@
 Nothing here loads torch before something is exported.
 """
 
+from nas.latency.device_study.answer import Hands
 from nas.latency.device_study.observation import Comparison, Observation, OpShare, Row
 from nas.latency.device_study.question import Pair, Question, Variant
 from nas.latency.device_study.stairs import Step
-from nas.latency.device_study.study import CONFIG, FILE, DeviceStudy, Hands, begin, run
+from nas.latency.device_study.study import CONFIG, FILE, DeviceStudy, begin, run
 from nas.latency.measure import ProfileConfig
 
 __all__ = [
