@@ -10,7 +10,7 @@ from nas.report.page import PAGE, data_uri, template
 LATENCIES = "Median of the undisturbed samples."
 WIDTHS = (
     "Latency over channels. Where a staircase was found, filled marks stand on the multiples "
-    "that pay; hollow ones cost as much as the next filled one."
+    "that pay; hollow ones cost about as much as the next filled one, or more."
 )
 
 

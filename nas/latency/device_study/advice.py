@@ -10,6 +10,7 @@ from nas.latency.device_study.question import Pair
 from nas.latency.device_study.stairs import Step, best_step
 
 MATTERS = 1.03  # ratios nearer to 1 are no reason to choose
+WORSE = 1.1  # a finer step that is that much dearer to miss is named too
 EQUAL = 1.05  # an interval around 1 that ends within this says the two are equal
 TOO_NOISY = "the machine was too noisy for advice (grade C); measure again when it is quiet"
 MAX_PROBLEM = 160
@@ -67,6 +68,12 @@ def width_advice(steps: Sequence[Step], noisy_sides: Sequence[int]) -> tuple[int
             f"At side {side} multiples of {step.multiple} pay: a width halfway between two of them "
             f"costs {times(step.cost)} the straight line between them."
         )
+        worst = max((other for other in own if other.pays), key=lambda other: other.cost)
+        if worst.cost > WORSE * step.cost:
+            lines.append(
+                f"At side {side} avoid above all widths that are no multiple of {worst.multiple}: "
+                f"halfway they cost {times(worst.cost)} the straight line."
+            )
     if not sides:
         return None, lines
     chosen = max(best.values())

@@ -60,6 +60,13 @@ def test_the_advice_names_the_step_its_cost_and_the_side() -> None:
     assert "At side 28 no staircase was found" in lines[2]
 
 
+def test_a_finer_multiple_that_is_dearer_to_miss_is_named_too() -> None:
+    times = {c: stair_ms(c, 16) * (1.0 if c % 4 == 0 else 3.0) for c in WIDTHS}
+    chosen, lines = width_advice(steps_of(times, dict.fromkeys(WIDTHS, 0.005), side=14), [])
+    assert chosen == 16
+    assert "avoid above all widths that are no multiple of 4" in lines[-1]
+
+
 def test_no_step_is_advised_where_the_widths_were_too_noisy() -> None:
     chosen, lines = width_advice((), [14, 28])
     assert chosen is None

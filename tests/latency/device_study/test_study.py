@@ -258,3 +258,20 @@ def test_hands_are_the_real_ones_unless_told_otherwise() -> None:
     from nas.latency.op_times import op_times
 
     assert Hands().measure is measure_networks and Hands().op_times is op_times
+
+
+@pytest.mark.slow
+def test_a_real_question_is_exported_timed_and_answered(tmp_path: Path) -> None:
+    from nas.latency.device_study.catalogue import questions
+    from nas.latency.measure import ProfileConfig
+
+    here = Target.parse("onnxruntime")
+    config = ProfileConfig(samples=3, spread_s=0.2, time_limit_s=3.0)
+    (asked,) = [item for item in questions() if item.key == "token_mixers"]
+    study = begin(tmp_path, here, config)
+    found = run(study, tmp_path, [asked], config=config).observations["token_mixers"]
+    if found.is_noisy:
+        pytest.skip("this machine is too noisy")
+    ratios = {(row.over, row.under): row.ratio for row in found.comparisons}
+    assert (ratios["mhsa", "pool"] or 0) > 2
+    assert all(row.problem == "" and row.params > 0 for row in found.rows)
