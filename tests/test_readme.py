@@ -12,12 +12,18 @@ import nas
 from nas import errors, files
 from nas.block import parse
 from nas.cli.app import app
+from nas.latency.device_study import Comparison, DeviceStudy, Observation, OpShare, Row, Step
 from nas.latency.table import Calibration, Entry, LatencyTable
 from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
 from nas.space import Architecture, SearchSpace
 
 TABLE = ('"unit"', (LatencyTable, Entry, Calibration), {"schema", "unit"})
 WINNER = ('"ancestry"', (Winner, Accuracy, TargetResult, Ancestry), set[str]())
+STUDY = (
+    '"op_shares"',
+    (DeviceStudy, Observation, Row, Comparison, Step, OpShare),
+    {"schema", "advice"},
+)
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
 FORMATS = (REPOSITORY / "docs/formats.md").read_text()
@@ -53,7 +59,8 @@ def test_the_tree_lists_every_module_and_nothing_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/formats.md", "docs/runtimes.md"]
+    "name",
+    ["README.md", "CONTRIBUTING.md", "docs/formats.md", "docs/runtimes.md", "docs/device-study.md"],
 )
 def test_links_lead_to_files(name: str) -> None:
     file = REPOSITORY / name
@@ -86,7 +93,9 @@ def test_the_space_and_the_architecture_in_the_docs_are_valid(tmp_path: Path) ->
     assert space.contains(architecture)
 
 
-@pytest.mark.parametrize(("mark", "kinds", "more"), [TABLE, WINNER], ids=["table", "winner"])
+@pytest.mark.parametrize(
+    ("mark", "kinds", "more"), [TABLE, WINNER, STUDY], ids=["table", "winner", "study"]
+)
 def test_the_fields_in_the_docs_are_those_there_are(
     mark: str, kinds: tuple[type, ...], more: set[str]
 ) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli import inspect, prices, stages, whole
+from nas.cli import device, inspect, prices, stages, whole
 
 HELP = """
 Find the most accurate vision network that meets a latency budget on YOUR device.
@@ -66,6 +66,7 @@ app.command()(stages.export)
 app.command()(stages.verify)
 app.command()(stages.report)
 app.command()(inspect.doctor)
+app.command()(device.device_study)
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ def quantize_openvino(
     os.environ.setdefault("NNCF_CI", "1")  # or it would report its use over the internet
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own way also sets others' handlers
     values = random_samples(model.inputs[0].shape) if samples is None else list(samples)
     with _quiet():
         return nncf.quantize(

@@ -11,7 +11,7 @@ exporter at the same opset; a Target carries both.
 import copy
 import re
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,33 @@ def sample_module(block: Block) -> nn.Module:
                 if value.is_floating_point() and not name.endswith("conv.weight"):
                     value += 0.02 + 0.01 * torch.rand_like(value)
     return module
+
+
+def modules_to_onnx(
+    modules: Mapping[str, tuple[nn.Module, tuple[int, int, int]]],
+    folder: Path | str,
+    *,
+    batch: int = 1,
+) -> dict[str, Path]:
+    """Write each module as `<its name>.onnx`, as `to_onnx` does but much faster than one by one.
+
+    Args:
+        modules: Name to (module, (channels, height, width) of its input).
+        folder: Where to put the files.
+        batch: Images in a batch.
+
+    Raises:
+        NasError: torch cannot export one of them; none is written then.
+    """
+    names = list(modules)
+    frozen = [_frozen(module) for module, _ in modules.values()]
+    proto = _export(_SideBySide(frozen).eval(), [shape for _, shape in modules.values()], batch)
+    return {
+        name: write_atomic(
+            Path(folder) / f"{name}.onnx", _extract(proto, index, name).SerializeToString()
+        )
+        for index, name in enumerate(names)
+    }
 
 
 class _SideBySide(nn.Module):

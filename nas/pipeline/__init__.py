@@ -3,6 +3,7 @@
 from nas.pipeline.candidates import search
 from nas.pipeline.config import RunConfig, preset
 from nas.pipeline.config import load as load_config
+from nas.pipeline.device_study import study_device
 from nas.pipeline.doctor import doctor
 from nas.pipeline.prepare import plan_profile, profile, train
 from nas.pipeline.prices import check_table, price
@@ -27,6 +28,7 @@ __all__ = [
     "report",
     "run_all",
     "search",
+    "study_device",
     "train",
     "verify_folder",
 ]

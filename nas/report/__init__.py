@@ -10,6 +10,7 @@ from nas.report.content import (
     pareto_front,
     prediction_errors,
 )
+from nas.report.device import write_device_report
 from nas.report.page import write_check, write_report
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "pareto_front",
     "prediction_errors",
     "write_check",
+    "write_device_report",
     "write_report",
 ]

@@ -42,19 +42,22 @@ STYLE = {
 
 
 @contextmanager
-def _axes() -> Iterator[tuple["Figure", "Axes"]]:
+def drawing(
+    size_inches: tuple[float, float] = SIZE_INCHES,
+) -> Iterator[tuple["Figure", "Axes"]]:
     """Give a figure in our style whatever the user's matplotlib settings are, without pyplot."""
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.style.context(STYLE, after_reset=True):
-        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+        figure = Figure(figsize=size_inches, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure, figure.subplots()
 
 
-def _png(figure: "Figure", *, legend_columns: int = 2) -> bytes:
+def png_of(figure: "Figure", *, legend_columns: int = 2) -> bytes:
+    """Return a figure, its legend below it, as PNG bytes."""
     figure.legend(loc="outside lower center", ncols=legend_columns)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
@@ -64,7 +67,7 @@ def _png(figure: "Figure", *, legend_columns: int = 2) -> bytes:
 def pareto(content: ReportInput) -> bytes:
     """Draw accuracy over predicted latency: every candidate, the front, the budget, the winner."""
     front = pareto_front(content.candidates)
-    with _axes() as (figure, axes):
+    with drawing() as (figure, axes):
         axes.scatter(
             [row.latency_ms for row in content.candidates],
             [row.accuracy for row in content.candidates],
@@ -96,7 +99,7 @@ def pareto(content: ReportInput) -> bytes:
         axes.set_ylabel("accuracy on the search split")
         _frame(axes, least_x=content.budget_ms / 10, least_y=0.02)
         _percent_axis(axes)
-        return _png(figure)
+        return png_of(figure)
 
 
 def _mark_winner(axes: "Axes", content: ReportInput) -> None:
@@ -145,7 +148,7 @@ def prediction(predictions: Sequence[Prediction]) -> bytes:
     errors = prediction_errors(predictions)
     marks = {"table_ms": (BLUE, "o", 6), "isolated_ms": (ORANGE, "^", 6), "macs_ms": (GREY, "s", 5)}
     measured = [row.measured_ms for row in predictions]
-    with _axes() as (figure, axes):
+    with drawing() as (figure, axes):
         for key in PREDICTORS:
             color, marker, size = marks[key]
             error = errors[key]
@@ -169,14 +172,14 @@ def prediction(predictions: Sequence[Prediction]) -> bytes:
         _frame(axes, least_x=0, least_y=0)
         axes.set_xlabel("measured latency (ms)")
         axes.set_ylabel("predicted latency (ms)")
-        return _png(figure, legend_columns=1)
+        return png_of(figure, legend_columns=1)
 
 
 def loss(losses: Sequence[LossPoint]) -> bytes:
     """Draw the training loss with its running mean; paths change every step, so it is noisy."""
     steps = [row.step for row in losses]
     values = [row.loss for row in losses]
-    with _axes() as (figure, axes):
+    with drawing() as (figure, axes):
         axes.plot(steps, values, color=GREY, alpha=0.6, linewidth=0.8, label="each point")
         axes.plot(
             steps,
@@ -188,7 +191,7 @@ def loss(losses: Sequence[LossPoint]) -> bytes:
         axes.set_xlabel("training step")
         axes.set_ylabel("supernet training loss")
         _frame(axes, least_x=1, least_y=0)
-        return _png(figure)
+        return png_of(figure)
 
 
 def _running_mean(values: Sequence[float], *, half: int) -> list[float]:

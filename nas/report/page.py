@@ -90,13 +90,12 @@ def write_check(
     folder = Path(folder)
     picture = prediction(predictions)
     write_atomic(folder / "prediction.png", picture)
-    page = _filled(
-        "check.html",
+    page = template("check.html").render(
         title=title,
         text=text,
         predictions=_prediction_rows(predictions),
         errors=prediction_errors(predictions),
-        pictures={"prediction.png": _data_uri(picture)},
+        pictures={"prediction.png": data_uri(picture)},
     )
     return write_atomic(folder / PAGE, page)
 
@@ -105,8 +104,7 @@ def render(content: ReportInput, pictures: Mapping[str, bytes]) -> str:
     """Return the page as HTML; `pictures` maps the names `draw` gives to PNG bytes."""
     front = pareto_front(content.candidates)
     rows = stages(content.winner.blocks) if content.winner else ()
-    return _filled(
-        "page.html",
+    page: str = template("page.html").render(
         content=content,
         winner=content.winner,
         result=content.winner.on(content.target) if content.winner else None,
@@ -119,12 +117,13 @@ def render(content: ReportInput, pictures: Mapping[str, bytes]) -> str:
         front_count=len(front),
         errors=prediction_errors(content.predictions),
         predictions=_prediction_rows(content.predictions),
-        pictures={name: _data_uri(png) for name, png in pictures.items()},
+        pictures={name: data_uri(png) for name, png in pictures.items()},
     )
+    return page
 
 
-def _filled(template: str, **values: Any) -> str:
-    """Return one of this package's templates with values."""
+def template(name: str) -> Any:
+    """Return a page of this folder, with our ways to write numbers as its filters."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -134,9 +133,9 @@ def _filled(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("ms", "percent", "accuracy", "count", "significant"):
-        environment.filters[name] = getattr(numbers, name)
-    return environment.get_template(template).render(**values)
+    for name_of_filter in ("ms", "percent", "accuracy", "count", "significant"):
+        environment.filters[name_of_filter] = getattr(numbers, name_of_filter)
+    return environment.get_template(name)
 
 
 def verdict(content: ReportInput) -> Verdict:
@@ -214,5 +213,6 @@ def _thinned(front: Sequence[Candidate]) -> Sequence[Candidate]:
     return front[::-1][::step][::-1]
 
 
-def _data_uri(png: bytes) -> str:
+def data_uri(png: bytes) -> str:
+    """Return a picture as the address of an <img>."""
     return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -12,9 +12,8 @@ from nas.cli.app import app
 from nas.cli.console import table
 
 VERBS = [
-    *("quickstart", "run", "space", "profile", "price", "check-table", "train"),
-    *("search", "studies"),
-    *("distill", "export", "verify", "report", "doctor"),
+    *("quickstart", "run", "space", "profile", "price", "check-table", "device-study", "train"),
+    *("search", "studies", "distill", "export", "verify", "report", "doctor"),
 ]
 
 
@@ -111,6 +110,29 @@ def test_an_unknown_runtime_is_exit_5(tmp_path: Path) -> None:
     code, _, err = run("profile", "--run", str(tmp_path / "r"), "--target", "tensorrt", "-q",
                        "--space", "tiny", "--data", "digits")  # fmt: skip
     assert code == 5 and "onnxruntime" in err
+
+
+def test_a_device_study_of_an_unknown_runtime_is_exit_5(tmp_path: Path) -> None:
+    code, _, err = run("device-study", "--target", "tensorrt", "--out", str(tmp_path), "-q")
+    assert code == 5 and "onnxruntime" in err
+    code, _, err = run("device-study", "--samples", "1", "--out", str(tmp_path), "-q")
+    assert code == 2 and "samples must be at least 3" in err
+
+
+def test_a_device_study_is_one_json_object_on_stdout_and_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nas.latency.device_study import catalogue, study
+
+    monkeypatch.setattr(catalogue, "questions", lambda: ())
+    out_folder = tmp_path / "out"
+    code, out, _ = run("device-study", "--out", str(out_folder), "--json", "-q")
+    value = json.loads(out)
+    assert code == 0 and value["schema"] == 1 and value["observations"] == {}
+    assert Path(value["page"]).is_file() and (out_folder / study.FILE).is_file()
+    code, _, err = run("device-study", "--out", str(out_folder), "-q")
+    assert code == 2 and "--resume" in err
+    assert run("device-study", "--out", str(out_folder), "-q", "--resume")[0] == 0
 
 
 def test_a_budget_without_unit_is_exit_2(tmp_path: Path) -> None:
