@@ -13,6 +13,7 @@ from nas.latency.calibrate import draw, relative_line
 from nas.latency.compose import Export, Workshop
 from nas.latency.measure import ProfileConfig, Progress, measure_networks
 from nas.latency.recipes import parts_of
+from nas.latency.sessions import Benches, child_bench
 from nas.latency.table import Costs, LatencyTable
 from nas.latency.timing import Timing
 from nas.space import SearchSpace
@@ -67,6 +68,7 @@ def check(
     seed: int = 1,
     progress: Progress = lambda done, total, text: None,
     export: Export | None = None,
+    benches: Benches = child_bench,
 ) -> Check:
     """Measure networks of a space that its calibration has not seen, and compare.
 
@@ -74,13 +76,14 @@ def check(
     on the table's target.
 
     Args:
-        table: Must price the space; its target must be this machine's.
+        table: Must price the space; `benches` must run its target, by default this machine's.
         space: Where the networks are from.
         networks: How many, at least 3.
         config: How carefully to measure.
         seed: Fixes the draw.
         progress: Told (done, total, text).
         export: Writes ONNX files of parts; `nas.network.onnx.parts_to_onnx` by default.
+        benches: Makes the place where networks run; a child process by default.
 
     Raises:
         ConfigError: an entry is missing.
@@ -91,7 +94,9 @@ def check(
     fitted = table.calibrations.get(space.name)
     drawn = draw(space, networks, seed=seed, avoid=list(fitted.fitted_on) if fitted else ())
     blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
-    timings = time_networks(blocks, table, config, progress=progress, export=export)
+    timings = time_networks(
+        blocks, table, config, progress=progress, export=export, benches=benches
+    )
     return compare(table, blocks, timings, space=space)
 
 
@@ -102,6 +107,7 @@ def time_networks(
     *,
     progress: Progress = lambda done, total, text: None,
     export: Export | None = None,
+    benches: Benches = child_bench,
 ) -> dict[str, Timing]:
     """Return measured latencies of whole networks of random weights, to hold against a table.
 
@@ -114,6 +120,7 @@ def time_networks(
         config: How carefully to measure.
         progress: Told (done, total, text).
         export: Writes ONNX files of parts; `nas.network.onnx.parts_to_onnx` by default.
+        benches: Makes the place where networks run; a child process by default.
 
     Raises:
         UnreliableTiming, DeviceError: as `measure_networks`.
@@ -123,13 +130,17 @@ def time_networks(
         progress(0, len(chains), "exporting whole networks")
         workshop = Workshop(Path(scratch), export, batch=table.target.batch)
         workshop.export(list(chains.values()))
-        return measure_networks(
-            workshop.join(chains, Path(folder)),
-            table.target,
-            config or ProfileConfig(),
-            progress=progress,
-            reference_ms=table.reference_ms,
-        )
+        paths = workshop.join(chains, Path(folder))
+        config = config or ProfileConfig()
+        with benches(table.target, config) as bench:
+            return measure_networks(
+                paths,
+                table.target,
+                config,
+                progress=progress,
+                reference_ms=table.reference_ms,
+                bench=bench,
+            )
 
 
 def compare(

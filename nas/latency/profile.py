@@ -111,9 +111,11 @@ def _protocol(config: ProfileConfig) -> dict[str, float | int]:
 
 
 def _provenance(target: Target) -> dict[str, str]:
-    packages = ("hybrid-nas", "torch", "onnx", "onnxscript", target.runtime)
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return {"exporter": f"{target.exporter}, opset {target.opset}", "versions": versions}
+    packages = ("hybrid-nas", "torch", "onnx", "onnxscript")
+    versions = [f"{name} {version(name)}" for name in packages]
+    versions.append(f"{target.runtime} {target.version}")  # which need not be installed here
+    exporter = f"{target.exporter}, opset {target.opset}"
+    return {"exporter": exporter, "versions": ", ".join(versions)}
 
 
 def _add(
