@@ -52,7 +52,9 @@ def test_the_tree_lists_every_module_and_nothing_that_is_not_there() -> None:
     assert not gone, "in README's tree only"
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/formats.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/formats.md", "docs/devices.md"]
+)
 def test_links_lead_to_files(name: str) -> None:
     file = REPOSITORY / name
     links = re.findall(r"\]\((?!http)([^)#]+)", file.read_text())

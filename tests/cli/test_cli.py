@@ -13,7 +13,7 @@ from nas.cli.console import table
 
 VERBS = [
     *("quickstart", "run", "space", "profile", "train", "search", "studies"),
-    *("distill", "export", "verify", "report", "doctor"),
+    *("distill", "export", "verify", "report", "agent", "doctor"),
 ]
 
 

@@ -37,6 +37,7 @@ from nas.latency.protocol import (
     release,
 )
 from nas.latency.remote import RemoteAgent
+from nas.latency.sessions import child_bench
 from nas.target import Device, Target
 
 TOKEN = "test-token-of-32-characters-long"
@@ -317,9 +318,11 @@ def test_only_runtimes_known_by_name_and_this_machine_s_targets_are_started(
             assert (status, answer["error"]["type"]) == (500, "DeviceError")
     with pytest.raises(DeviceError, match="cannot time"):
         target_here(target.id)
-    with serve(benches=Agent.__init__.__kwdefaults__["benches"]) as server:
-        with pytest.raises(DeviceError, match="cannot be measured here"):
-            client(server).bench(target, CONFIG).__enter__()
+    with (
+        serve(benches=child_bench) as server,
+        pytest.raises(DeviceError, match="cannot be measured here"),
+    ):
+        client(server).bench(target, CONFIG).__enter__()
 
 
 def test_a_file_that_names_other_files_is_refused(tmp_path: Path) -> None:
@@ -442,11 +445,13 @@ def test_a_client_that_was_idle_for_too_long_gets_its_networks_back(
         made[-1].unload()
         return nullcontext(made[-1])
 
-    with serve(idle_s=0.1, benches=benches) as server:
-        with client(server).bench(target, CONFIG) as bench:
-            bench.load("dw_r4_c8", save_conv(tmp_path / "a.onnx"))
-            time.sleep(0.5)
-            assert len(bench.run([VISIT])) == 1
+    with (
+        serve(idle_s=0.1, benches=benches) as server,
+        client(server).bench(target, CONFIG) as bench,
+    ):
+        bench.load("dw_r4_c8", save_conv(tmp_path / "a.onnx"))
+        time.sleep(0.5)
+        assert len(bench.run([VISIT])) == 1
     assert len(made) == 2 and made[1].loaded == ["dw_r4_c8"]
 
 
@@ -495,9 +500,12 @@ def test_times_that_no_run_takes_are_an_error_and_not_kept(
         bench.load("dw_r4_c8", save_conv(tmp_path / "a.onnx"))
         with pytest.raises(DeviceError, match="dw_r4_c8"):
             bench.run([VISIT])
-    with serve(Lying([], -3.0)) as server, client(server).bench(target, CONFIG) as bench:
-        with pytest.raises(DeviceError, match=r"-3\.0 ms, which no run takes"):
-            bench.load("dw_r4_c8", tmp_path / "a.onnx")
+    with (
+        serve(Lying([], -3.0)) as server,
+        client(server).bench(target, CONFIG) as bench,
+        pytest.raises(DeviceError, match=r"-3\.0 ms, which no run takes"),
+    ):
+        bench.load("dw_r4_c8", tmp_path / "a.onnx")
 
 
 @pytest.mark.parametrize(
@@ -547,11 +555,13 @@ class Bench(conftest.FakeBench):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().run(visits)
 
+def begin(target, config):
+    made = Bench(jitter=0.0)
+    made.unload()
+    return nullcontext(made)
+
 target = Target.from_json(json.loads({target!r}))
-agent = Agent(
-    FileStore(Path({work!r})), parse=lambda words: target,
-    benches=lambda target, config: nullcontext(Bench(jitter=0.0)),
-)
+agent = Agent(FileStore(Path({work!r})), parse=lambda words: target, benches=begin)
 with AgentServer(agent, {token!r}, port={port}) as server:
     print(server.port, flush=True)
     server.serve_forever(0.05)
@@ -614,7 +624,7 @@ def test_an_agent_that_stays_away_is_a_device_error_and_what_is_measured_is_kept
         def unload(self) -> None:
             nonlocal begun
             begun += 1
-            if begun == 3:
+            if begun == 2:
                 threading.Thread(target=server.shutdown).start()
                 server.socket.close()
             super().unload()
