@@ -165,11 +165,11 @@ class Agent:
         """End the session of a client that was silent for too long; called now and then."""
         if self._lock.acquire(blocking=False):
             try:
-                if self._session is not None and self._is_silent(self._session):
-                    logger.warning(
-                        "client %s is silent: its session ends", self._session.client[:8]
-                    )
-                    self._close()
+                held = self._session
+                if held is None or not self._is_silent(held):
+                    return
+                logger.warning("client %s is silent: its session ends", held.client[:8])
+                self._close()
             finally:
                 self._lock.release()
 
@@ -188,17 +188,25 @@ class Agent:
                 f"the device is busy with another client. Wait for it to end; if it is dead, the "
                 f"device is free after {self._idle_s:.0f} s of silence."
             )
-        self._close()
+        self._wait_for(held)
+        try:
+            self._close()
+        finally:
+            held.lock.release()
+
+    @staticmethod
+    def _wait_for(held: _Session) -> None:
+        """Take a session's lock, or raise TryAgain: its client was cut off in a long request."""
+        if not held.lock.acquire(timeout=WAIT_S):
+            raise TryAgain("an earlier request of this session is still being worked on.")
 
     def _is_silent(self, held: _Session) -> bool:
         return not held.lock.locked() and self._clock() - held.heard_s > self._idle_s
 
     def _close(self) -> None:
         held, self._session = self._session, None
-        if held is None:
-            return
-        # a request that is still being worked on fails, because its child ends
-        held.context.__exit__(None, None, None)
+        if held is not None:
+            held.context.__exit__(None, None, None)
 
     @contextmanager
     def _held(self, session: str) -> Iterator[_Session]:
@@ -206,11 +214,12 @@ class Agent:
         held = self._session
         if held is None or held.id != session:
             raise _gone()
-        if not held.lock.acquire(timeout=WAIT_S):
-            raise TryAgain("an earlier request of this session is still being worked on.")
+        self._wait_for(held)
         try:
+            if self._session is not held:
+                raise _gone()
             yield held
-        except DeviceError as error:
+        except Exception as error:
             if self._session is not held:  # it was ended meanwhile, and its child with it
                 raise _gone() from error
             raise

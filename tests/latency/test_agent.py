@@ -223,7 +223,7 @@ def test_another_version_is_refused_by_the_agent_naming_both(
     import re
 
     with serve() as server:
-        status, answer = ask(server, "GET", "/v1/target", **versions)  # type: ignore[arg-type]
+        status, answer = ask(server, "GET", "/v1/target", **versions)
     message = answer["error"]["message"]
     assert status == 426 and re.search(names, message) and "this is protocol 1 of" in message
 
@@ -453,6 +453,32 @@ def test_a_client_that_was_idle_for_too_long_gets_its_networks_back(
         time.sleep(0.5)
         assert len(bench.run([VISIT])) == 1
     assert len(made) == 2 and made[1].loaded == ["dw_r4_c8"]
+
+
+def test_a_client_that_was_cut_off_in_a_request_goes_on_behind_it(
+    serve: Served, target: Target, tmp_path: Path, make_bench: Any
+) -> None:
+    go_on = threading.Event()
+
+    class Long(make_bench):  # type: ignore[misc]
+        def run(self, visits: Any) -> Any:
+            assert go_on.wait(20)
+            return super().run(visits)
+
+    with serve(Long()) as server:
+        agent = client(server)
+        bench: Any = agent.bench(target, CONFIG)
+        with bench:
+            bench.unload()
+            bench.load("dw_r4_c8", save_conv(tmp_path / "a.onnx"))
+            path = f"/v1/sessions/{bench._session}/run"
+            with pytest.raises(Exception, match="timed out"):
+                agent.ask("POST", path, {"visits": [["dw_r4_c8", 0, 1, 1]]}, wait_s=0.1)
+            threading.Timer(0.3, go_on.set).start()
+            bench._begin()
+            bench.unload()
+            bench.load("dw_r4_c8", tmp_path / "a.onnx")
+            assert len(bench.run([VISIT])) == 1
 
 
 # ---------------------------------------------------------------- an agent that lies
