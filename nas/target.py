@@ -15,6 +15,13 @@ from nas.files import into, to_plain
 EXPORTER = "dynamo"
 OPSET = 20
 GRAMMAR = "RUNTIME[,PRECISION][,bBATCH][,tTHREADS], for example onnxruntime,fp32,b1,t1"
+ID_GRAMMAR = "RUNTIME-VERSION_PRECISION_LAYOUT_bBATCH_tTHREADS@CPU-ARCH"
+ID = re.compile(  # the version begins at the first dash with a digit behind it
+    r"(?P<runtime>[A-Za-z][A-Za-z0-9.+-]*?)-(?P<version>[0-9][A-Za-z0-9.+-]*)"
+    r"_(?P<precision>[A-Za-z0-9.+-]+)_(?P<layout>[A-Za-z0-9.+-]+)"
+    r"_b(?P<batch>[1-9][0-9]{0,4})_t(?P<threads>[1-9][0-9]{0,4})"
+    r"@(?P<cpu>[a-z0-9][a-z0-9_-]*)-(?P<arch>[a-z0-9][a-z0-9_]*)"
+)
 
 
 ONNX, PARTS = "onnx", "parts"  # kinds of files that runtimes take
@@ -151,11 +158,15 @@ class Target:
     def parse(cls, text: str) -> Self:
         """Return the target that `RUNTIME[,PRECISION][,bBATCH][,tTHREADS]` means on this machine.
 
+        A full id is the target of that name, wherever its device is.
+
         Raises:
             ConfigError: the text is not of that form, or asks for more threads than there are.
             DeviceError: the runtime, or the GPU or package it needs, is unknown or absent; the
                 message says what to do.
         """
+        if "@" in text:
+            return cls.from_id(text.strip())
         runtime, *words = text.strip().split(",")
         facts = runtime_facts(runtime)
         asked = {"precision": "fp32", "b": "1", "t": "1"}
@@ -187,6 +198,40 @@ class Target:
                 f"but {text!r} asks for {target.threads}. Ask for t{device.cores} or fewer."
             )
         return target
+
+    @classmethod
+    def from_id(cls, text: str) -> Self:
+        """Return the target of an id, such as names a device that is elsewhere.
+
+        An id does not say how many cores the device has: as many as the target has threads.
+
+        Raises:
+            ConfigError: the text is no id.
+        """
+        match = ID.fullmatch(text)
+        if match is None:
+            raise ConfigError(
+                f"a target that is elsewhere is named {ID_GRAMMAR}, for example "
+                f"tensorrt-10.3_fp16_nchw_b1_t1@jetson-orin-nano-aarch64, but {text!r} is not."
+            )
+        threads = int(match["threads"])
+        facts = RUNTIMES.get(match["runtime"])
+        return cls(
+            device=Device(cpu=match["cpu"], arch=match["arch"], cores=threads),
+            runtime=match["runtime"],
+            version=match["version"],
+            precision=match["precision"],
+            layout=match["layout"],
+            exporter=EXPORTER if facts is None else EXPORTERS[facts.takes],
+            batch=int(match["batch"]),
+            threads=threads,
+        )
+
+    @property
+    def takes(self) -> str:
+        """The kind of file its runtime loads; one that is not known here is given ONNX."""
+        facts = RUNTIMES.get(self.runtime)
+        return ONNX if facts is None else facts.takes
 
     @property
     def id(self) -> str:

@@ -60,7 +60,10 @@ def test_the_tree_lists_every_module_and_nothing_that_is_not_there() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "CONTRIBUTING.md", "docs/formats.md", "docs/runtimes.md", "docs/device-study.md"],
+    [
+        *("README.md", "CONTRIBUTING.md", "docs/formats.md", "docs/runtimes.md"),
+        *("docs/device-study.md", "docs/devices.md"),
+    ],
 )
 def test_links_lead_to_files(name: str) -> None:
     file = REPOSITORY / name

@@ -175,3 +175,43 @@ def test_a_container_s_quota_limits_the_cores(
 def test_a_device_s_words_are_fit_for_file_names(field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         Device(**{"cpu": "a", "arch": "b", "cores": 1, field: "../x"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "onnxruntime-1.31.1_fp32_nchw_b1_t4@amd-epyc-7763-x86_64",
+        "tensorrt-10.3_fp16_nchw_b8_t1@jetson-orin-nano-aarch64",
+        "tf-lite-2.17.0-rc1_int8_nhwc_b1_t2@pixel-9-arm64",
+    ],
+)
+def test_an_id_names_a_device_that_is_elsewhere_and_comes_back(text: str) -> None:
+    target = Target.parse(text)
+    assert target.id == text and not target.is_here()
+    assert target.device.slug == text.partition("@")[2]
+    assert Target.from_json(target.to_json()) == target
+
+
+def test_an_id_s_last_word_is_the_instruction_set_and_its_version_begins_with_a_digit() -> None:
+    target = Target.from_id("tf-lite-2.17.0-rc1_int8_nhwc_b1_t2@pixel-9-arm64")
+    assert (target.runtime, target.version) == ("tf-lite", "2.17.0-rc1")
+    assert (target.device.cpu, target.device.arch) == ("pixel-9", "arm64")
+    assert (target.precision, target.layout, target.batch, target.threads) == ("int8", "nhwc", 1, 2)
+
+
+def test_this_machine_s_own_id_is_this_machine() -> None:
+    here = Target.parse(HERE)
+    assert Target.parse(here.id).matches(here) and Target.parse(here.id).is_here()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "onnxruntime@cpu-x86_64", "onnxruntime-1_fp32_nchw_b1_t1@x86", "a-1_fp32_nchw_b0_t1@c-x",
+        "a-1_fp32_nchw_b1_t1@../c-x", "a-1_fp32_b1_t1@c-x", "a_fp32_nchw_b1_t1@c-x",
+        "a-1_fp32_nchw_b1_t1@C-x", "a-1_fp32_nchw_b1_t1@c-x\n@", "@",
+    ],
+)  # fmt: skip
+def test_a_text_that_is_almost_an_id_is_refused_with_the_form(text: str) -> None:
+    with pytest.raises(ConfigError, match="RUNTIME-VERSION_PRECISION_LAYOUT"):
+        Target.parse(text)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli import device, inspect, prices, stages, whole
+from nas.cli import agent, device, inspect, prices, stages, whole
 
 HELP = """
 Find the most accurate vision network that meets a latency budget on YOUR device.
@@ -65,6 +65,7 @@ app.command()(stages.distill)
 app.command()(stages.export)
 app.command()(stages.verify)
 app.command()(stages.report)
+app.command()(agent.agent)
 app.command()(inspect.doctor)
 app.command()(device.device_study)
 

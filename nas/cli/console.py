@@ -138,9 +138,9 @@ def guarded(options: Options) -> Iterator[None]:
             raise
         fail(str(error), options, error.exit_code)
     except KeyboardInterrupt:
-        fail(f"stopped; finished work is saved.{_go_on(options)}", options, 130)
+        fail(f"stopped; finished work is saved.{how_to_go_on(options)}", options, 130)
     except Terminated:
-        fail(f"terminated; finished work is saved.{_go_on(options)}", options, 143)
+        fail(f"terminated; finished work is saved.{how_to_go_on(options)}", options, 143)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -160,7 +160,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _go_on(options: Options) -> str:
+def how_to_go_on(options: Options) -> str:
+    """Return a sentence with the command that continues this one, or nothing."""
     if not options.resume_words:
         return ""
     return f" Go on with:\n  {shlex.join(options.resume_words)}"

@@ -22,9 +22,27 @@ Data = Annotated[
 ImageSize = Annotated[int | None, typer.Option(help="Side in pixels; the space's by default.")]
 TargetName = Annotated[
     str | None,
-    typer.Option("--target", help="RUNTIME,PRECISION,bBATCH,tTHREADS on this machine."),
+    typer.Option("--target", help="RUNTIME,PRECISION,bBATCH,tTHREADS here, or a full id."),
 ]
 Table = Annotated[str | None, typer.Option("--table", help="A latency table to use or to write.")]
+RemoteDevice = Annotated[
+    str | None, typer.Option("--device", help="http://HOST:PORT of an agent to measure on.")
+]
+TokenFile = Annotated[
+    Path | None, typer.Option("--token-file", help="Holds that agent's token (mode 600).")
+]
+PlanFolder = Annotated[
+    Path | None,
+    typer.Option("--plan", help="Write the files to time into this new folder, measure nothing."),
+]
+ResultsFile = Annotated[
+    Path | None,
+    typer.Option("--results", help="Make the table of --plan's times; --target is a full id."),
+]
+CheckNetworks = Annotated[
+    int | None,
+    typer.Option("--check-networks", help="Networks in --plan to check the table with; 20."),
+]
 Budget = Annotated[
     str | None,
     typer.Option(

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import flags
+from nas.cli.agent import Elsewhere, profile_elsewhere
 from nas.cli.console import Options, emit, guarded, progress
 from nas.cli.words import changes, go_on
 
@@ -22,6 +23,11 @@ def profile(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be measured and how long it takes.")
     ] = False,
+    device: flags.RemoteDevice = None,
+    token_file: flags.TokenFile = None,
+    plan: flags.PlanFolder = None,
+    results: flags.ResultsFile = None,
+    check_networks: flags.CheckNetworks = None,
     resume: flags.Resume = False,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -32,7 +38,8 @@ def profile(
     """Measure the latency of every part a space needs, on this machine, into a table.
 
     The table is one JSON file per device and runtime (runs/tables/ by default) that any space
-    adds to; what it holds already is not measured again.
+    adds to; what it holds already is not measured again. Another device is measured with --device
+    (through `nas agent` on it) or, without Python there, with --plan and then --results.
     """
     options = Options(json, quiet, verbose, debug, go_on("profile", run))
     with guarded(options):
@@ -43,6 +50,9 @@ def profile(
             "table": table,
         }  # fmt: skip
         config = pipeline.config_of(run, changes(flagged, overrides), begin=True)
+        elsewhere = Elsewhere(device, token_file, plan, results, check_networks, dry_run, resume)
+        if elsewhere.is_asked:
+            return profile_elsewhere(run, config, elsewhere, options)
         with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
             work = pipeline.plan_profile if dry_run else pipeline.profile
             result = work(opened)

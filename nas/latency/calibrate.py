@@ -8,14 +8,24 @@ error on networks held out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from nas.block import Block
 from nas.errors import NasError
-from nas.latency.table import AFFINE, KNEE_MB, MS_PER_MB, PARTS, Calibration, Costs, cold_share
+from nas.latency.table import (
+    AFFINE,
+    KNEE_MB,
+    MS_PER_MB,
+    PARTS,
+    Calibration,
+    Costs,
+    LatencyTable,
+    cold_share,
+)
 from nas.seeds import stage_seed
 from nas.space import Architecture, SearchSpace
 
@@ -75,6 +85,32 @@ def draw(
             if architecture.id not in avoid and len(found) < count:
                 found.setdefault(architecture.id, architecture)
     return list(found.values())
+
+
+def calibrated(
+    table: LatencyTable,
+    space: str,
+    networks: Mapping[str, Sequence[Block]],
+    measured_ms: Mapping[str, float],
+) -> LatencyTable:
+    """Return a table with a space's calibration, fitted on whole networks of it.
+
+    Args:
+        table: Must price the networks.
+        space: The space's name.
+        networks: {architecture id: blocks}.
+        measured_ms: {architecture id: measured median}.
+    """
+    sums: list[dict[str, float]] = []
+    for blocks in networks.values():
+        total_ms: dict[str, float] = {}
+        for block in blocks:
+            for kind, ms in table.kind_ms(block).items():
+                total_ms[kind] = total_ms.get(kind, 0.0) + ms
+        sums.append(total_ms)
+    sizes = [sum(block.bytes for block in blocks) / 1e6 for blocks in networks.values()]
+    made = fit(sums, np.array(sizes), {name: measured_ms[name] for name in networks})
+    return replace(table, calibrations={**table.calibrations, space: made})
 
 
 def fit(

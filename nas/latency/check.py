@@ -19,7 +19,6 @@ from nas.latency.table import Costs, LatencyTable
 from nas.latency.timing import Timing, summarise
 from nas.seeds import stage_seed
 from nas.space import SearchSpace
-from nas.target import runtime_facts
 
 MIN_NETWORKS = 3
 METHODS = ("table_ms", "isolated_ms", "isolated_line_ms", "macs_ms")
@@ -87,7 +86,7 @@ def check(
     machine that is slower or faster now than when the table was made is set right by its anchors.
 
     Args:
-        table: Must price the space; its target must be this machine's.
+        table: Must price the space; `benches` must run its target, by default this machine's.
         space: Where the networks are from.
         networks: How many, at least 3.
         also: Further networks by name, which nobody drew.
@@ -109,7 +108,7 @@ def check(
     blocks: dict[str, Sequence[Block]] = {item.id: space.blocks(item) for item in drawn}
     blocks |= dict(also or {})
     with tempfile.TemporaryDirectory() as scratch:
-        takes = runtime_facts(table.target.runtime).takes
+        takes = table.target.takes
         workshop = Workshop(Path(scratch), export, batch=table.target.batch, takes=takes)
         seconds = session_seconds(config, table.target, networks=len(blocks))
         teller = Teller(progress, len(blocks), seconds)
@@ -128,6 +127,7 @@ def time_networks(
     *,
     progress: Progress = lambda done, total, text: None,
     export: Export | None = None,
+    benches: Benches = child_bench,
 ) -> dict[str, Timing]:
     """Return measured latencies of whole networks of random weights, to hold against a table.
 
@@ -140,6 +140,7 @@ def time_networks(
         config: How carefully to measure.
         progress: Told (done, total, text).
         export: Writes ONNX files of parts; `nas.network.onnx.parts_to_onnx` by default.
+        benches: Makes the place where networks run; a child process by default.
 
     Raises:
         UnreliableTiming, DeviceError: as `measure_networks`.
@@ -147,16 +148,20 @@ def time_networks(
     chains = {name: parts_of(blocks) for name, blocks in networks.items()}
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
         progress(0, len(chains), "exporting whole networks")
-        takes = runtime_facts(table.target.runtime).takes
+        takes = table.target.takes
         workshop = Workshop(Path(scratch), export, batch=table.target.batch, takes=takes)
         workshop.export(list(chains.values()))
-        return measure_networks(
-            workshop.join(chains, Path(folder)),
-            table.target,
-            config or ProfileConfig(),
-            progress=progress,
-            reference_ms=table.reference_ms,
-        )
+        paths = workshop.join(chains, Path(folder))
+        config = config or ProfileConfig()
+        with benches(table.target, config) as bench:
+            return measure_networks(
+                paths,
+                table.target,
+                config,
+                progress=progress,
+                reference_ms=table.reference_ms,
+                bench=bench,
+            )
 
 
 def compare(

@@ -12,7 +12,7 @@ from nas.latency.recipes import Chain, Recipe, chain_name, recipes
 from nas.latency.table import LatencyTable
 from nas.latency.timing import SAMPLES_A_VISIT
 from nas.space import SearchSpace
-from nas.target import ONNX, Target, runtime_facts
+from nas.target import ONNX, Target
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def session_seconds(
     config: ProfileConfig, target: Target, *, parts: int = 0, chains: int = 0, networks: int = 0
 ) -> float:
     """Return how long a session should take that exports parts and times chains or networks."""
-    exported = parts if runtime_facts(target.runtime).takes == ONNX else 0
+    exported = parts if target.takes == ONNX else 0
     is_int8 = target.precision == "int8"
     quantize_s = is_int8 * (chains * QUANTIZE_CHAIN_S + networks * QUANTIZE_NETWORK_S)
     timed = chains + networks

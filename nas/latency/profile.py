@@ -11,7 +11,7 @@ import numpy as np
 from nas.block import Block
 from nas.errors import UnreliableTiming
 from nas.files import lock
-from nas.latency.calibrate import draw, fit
+from nas.latency.calibrate import calibrated, draw
 from nas.latency.compose import Export, Workshop
 from nas.latency.measure import (
     MAX_REFERENCE,
@@ -32,7 +32,7 @@ from nas.latency.sessions import Benches, Sessions, Teller, child_bench
 from nas.latency.table import Entry, LatencyTable
 from nas.latency.timing import SAMPLES_A_VISIT, Series, grade
 from nas.space import SearchSpace
-from nas.target import ONNX, Target, runtime_facts
+from nas.target import ONNX, Target
 
 STANDARD_ERROR = 1.2533 / 1.349  # of a median: times interquartile range by root of samples
 MAX_ERROR_A, MAX_ERROR_B = 0.02, 0.05  # standard error by price
@@ -80,7 +80,7 @@ def profile(
         todo = plan_from(needed, table, config)
         if not table.protocol:
             table = replace(table, protocol=_protocol(config), provenance=_provenance(target))
-        takes = runtime_facts(target.runtime).takes
+        takes = target.takes
         workshop = Workshop(Path(scratch), export, batch=target.batch, takes=takes)
         teller = Teller(progress, len(todo.missing), todo.seconds)
         sessions = Sessions(target, config, workshop, benches, teller)
@@ -108,12 +108,12 @@ def _protocol(config: ProfileConfig) -> dict[str, float | int]:
 
 
 def _provenance(target: Target) -> dict[str, str]:
-    facts = runtime_facts(target.runtime)
     packages = ["hybrid-nas", "torch"]
-    packages += ["onnx", "onnxscript"] if facts.takes == ONNX else []
-    packages += [facts.package, facts.needs.get(target.precision, "torch")]
-    versions = ", ".join(f"{name} {version(name)}" for name in dict.fromkeys(packages))
-    return {"exporter": f"{target.exporter}, opset {target.opset}", "versions": versions}
+    packages += ["onnx", "onnxscript"] if target.takes == ONNX else []
+    versions = [f"{name} {version(name)}" for name in packages]
+    versions.append(f"{target.runtime} {target.version}")  # which need not be installed here
+    exporter = f"{target.exporter}, opset {target.opset}"
+    return {"exporter": exporter, "versions": ", ".join(versions)}
 
 
 def _add(
@@ -141,18 +141,7 @@ def _calibrate(
     blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
     table, series = sessions.networks(table, blocks)
     measured = {name: float(np.median(series[name].clean_ms)) for name in blocks}
-    sums = [_by_kind(table, chain) for chain in blocks.values()]
-    sizes = np.array([sum(block.bytes for block in chain) for chain in blocks.values()])
-    fits = {**table.calibrations, space.name: fit(sums, sizes / 1e6, measured)}
-    return replace(table, calibrations=fits)
-
-
-def _by_kind(table: LatencyTable, blocks: Sequence[Block]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for block in blocks:
-        for kind, ms in table.kind_ms(block).items():
-            total[kind] = total.get(kind, 0.0) + ms
-    return total
+    return calibrated(table, space.name, blocks, measured)
 
 
 def entry(recipe: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entry:

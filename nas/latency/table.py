@@ -307,6 +307,7 @@ class LatencyTable:
         missing = self.missing(blocks)
         target = self.target
         words = f"{target.runtime},{target.precision},b{target.batch},t{target.threads}"
+        words = words if target.is_here() else target.id
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         command = f"nas profile --space {space.name if space else 'SPACE'} --target {words}"
         if self.path:

@@ -14,6 +14,7 @@ from nas import data as nas_data
 from nas.block import Block
 from nas.data import Data
 from nas.latency import LatencyTable, find_table
+from nas.latency.sessions import Benches, child_bench
 from nas.latency.table import TABLES
 from nas.network.onnx import parts_to_onnx
 from nas.pipeline.run import Run
@@ -49,6 +50,7 @@ class Materials:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.parts = Parts()
+        self.benches: Benches = child_bench  # where networks of the target run
         if run.config.threads is not None:
             torch.set_num_threads(run.config.threads)
 

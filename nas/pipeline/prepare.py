@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from nas import checkpoint
-from nas.latency import check, plan, time_networks
+from nas.latency import Check, LatencyTable, check, plan, time_networks
 from nas.latency import profile as profile_table
 from nas.pipeline import budget as budgets
 from nas.pipeline.materials import Materials, best_device
@@ -12,6 +12,7 @@ from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress, Run
 from nas.report import Prediction, prediction_errors
 from nas.seeds import stage_seed
+from nas.space import Architecture
 from nas.supernet import SuperNet, score
 from nas.supernet import train as train_supernet
 
@@ -67,7 +68,15 @@ def profile(run: Run, materials: Materials | None = None) -> Outcome:
 def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, Any]:
     config, space, target = run.config, materials.space, materials.target
     path = materials.table_path
-    table = profile_table(space, target, path, config.profile, progress, export=materials.parts)
+    table = profile_table(
+        space,
+        target,
+        path,
+        config.profile,
+        progress,
+        export=materials.parts,
+        benches=materials.benches,
+    )
     fastest, fastest_ms = budgets.cheapest(space, table.pricer(space))
     largest = space.largest()
     fit = table.calibrations.get(space.name)
@@ -75,7 +84,12 @@ def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, An
     if largest.id not in known:
         alone = {largest.id: space.blocks(largest)}
         timings = time_networks(
-            alone, table, config.profile, progress=progress, export=materials.parts
+            alone,
+            table,
+            config.profile,
+            progress=progress,
+            export=materials.parts,
+            benches=materials.benches,
         )
         known = {largest.id: timings[largest.id].median_ms}
     checked = check(
@@ -85,15 +99,23 @@ def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, An
         config=config.profile,
         progress=progress,
         export=materials.parts,
+        benches=materials.benches,
     )
+    return profiled(table, (fastest, fastest_ms), known[largest.id], checked)
+
+
+def profiled(
+    table: LatencyTable, fastest: tuple[Architecture, float], largest_ms: float, checked: Check
+) -> dict[str, Any]:
+    """Return what later stages read of a profile: its table, the space's ends, its errors."""
     return {
-        "table": str(path),
+        "table": table.path,
         "digest": table.digest,
-        "target": target.id,
+        "target": table.target.id,
         "entries": len(table.entries),
-        "fastest": fastest.id,
-        "fastest_ms": fastest_ms,
-        "largest_ms": known[largest.id],
+        "fastest": fastest[0].id,
+        "fastest_ms": fastest[1],
+        "largest_ms": largest_ms,
         "predictions": [
             {key: getattr(row, key) for key in PREDICTION_KEYS} for row in checked.rows
         ],

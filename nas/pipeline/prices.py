@@ -26,7 +26,7 @@ from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress
 from nas.report import Prediction, write_check
 from nas.space import Architecture, SearchSpace
-from nas.target import ONNX, Target, runtime_facts
+from nas.target import ONNX, Target
 
 DEFAULT_TARGET = "onnxruntime,fp32,b1,t1"
 ENDS = ("smallest", "largest")
@@ -151,7 +151,7 @@ def _measured(
         return time_networks({what: blocks}, table or empty, QUICK, progress=progress)[what]
     with tempfile.TemporaryDirectory() as folder:
         model = timm_models.create(what)
-        if runtime_facts(target.runtime).takes == ONNX:
+        if target.takes == ONNX:
             file = to_onnx(model, Path(folder) / "model.onnx", batch=target.batch)
         else:
             file = timm_models.save(model, Path(folder) / "model")

@@ -25,7 +25,7 @@ from nas.errors import ConfigError, CorruptFile, DeviceError, NasError
 from nas.files import into, to_plain, write_atomic
 from nas.latency import ProfileConfig, measure_networks
 from nas.manifest import TargetResult, Winner
-from nas.target import PARTS, Target, runtime_facts
+from nas.target import PARTS, Target
 from nas.winner import card
 from nas.winner.compare import network_scores, onnx_scores, relative_error
 from nas.winner.promise import Seen, VerifyResult, judge
@@ -222,7 +222,7 @@ def measure(
     An ONNX file for another batch than 1 is made anew.
     """
     with tempfile.TemporaryDirectory(prefix="nas-verify-") as scratch:
-        takes_folder = runtime_facts(target.runtime).takes == PARTS
+        takes_folder = target.takes == PARTS
         file = folder if takes_folder else folder / ONNX
         if target.batch != 1 and not takes_folder:
             file = network.to_onnx(_load(folder), Path(scratch) / ONNX, batch=target.batch)

@@ -136,7 +136,7 @@ def make_bench() -> type[FakeBench]:
     return FakeBench
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def export() -> Callable[..., Mapping[str, Path]]:
     return fake_export
 

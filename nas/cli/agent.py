@@ -1,0 +1,107 @@
+"""Devices that are elsewhere: the verb agent, and `profile` with --device, --plan or --results."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nas.cli import flags
+from nas.cli.console import Options, emit, guarded, how_to_go_on, progress
+from nas.errors import ConfigError, DeviceError
+
+if TYPE_CHECKING:
+    from nas.pipeline import RunConfig
+
+CHECK_NETWORKS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """The flags of `profile` that are about another device."""
+
+    device: str | None
+    token_file: Path | None
+    plan: Path | None
+    results: Path | None
+    check_networks: int | None
+    dry_run: bool
+    resume: bool
+
+    def __post_init__(self) -> None:
+        if self.results is not None and self.plan is None:
+            raise ConfigError("--results needs --plan DIR: the folder whose files were timed.")
+        if self.plan is not None and self.device is not None:
+            raise ConfigError("--device measures at once and --plan does not; choose one of them.")
+        if self.plan is not None and self.dry_run:
+            raise ConfigError("--dry-run says what would be measured; leave it out with --plan.")
+        if self.check_networks is not None and (self.plan is None or self.results is not None):
+            raise ConfigError("--check-networks is for writing a --plan; leave it out here.")
+        if self.token_file is not None and self.device is None:
+            raise ConfigError("--token-file is for --device http://HOST:PORT; give both.")
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether another device is to be measured."""
+        return self.device is not None or self.plan is not None
+
+
+def profile_elsewhere(
+    run: Path, config: "RunConfig | None", asked: Elsewhere, options: Options
+) -> None:
+    """Do what `profile` was asked to about another device, and print it."""
+    from nas import pipeline
+    from nas.pipeline import elsewhere
+
+    assert config is not None  # profile may begin a run
+    if asked.device is not None:
+        try:
+            config, work = elsewhere.on_device(asked.device, asked.token_file, config)
+            reports = progress(options)
+            with pipeline.Run.open(run, config, resume=asked.resume, progress=reports) as opened:
+                result = work(opened, asked.dry_run)
+        except DeviceError as error:
+            raise DeviceError(f"{error}{how_to_go_on(options)}") from error
+    elif asked.results is not None and asked.plan is not None:
+        result = elsewhere.read_times(run, config, asked.plan, asked.results)
+    elif asked.plan is not None:
+        count = CHECK_NETWORKS if asked.check_networks is None else asked.check_networks
+        bar = progress(options)("plan")
+        result = elsewhere.write_files(config, asked.plan, check_networks=count, progress=bar)
+    emit(result.to_json(), result.text(), options)
+    result.raise_if_broken()
+
+
+def agent(
+    token_file: Annotated[
+        Path, typer.Option("--token-file", help="Holds the token (mode 600); made if not there.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    work: Annotated[
+        Path, typer.Option("--work", help="Folder for the files that clients send.")
+    ] = Path("runs/agent"),
+    max_file_mb: Annotated[int, typer.Option(min=1, help="Largest file taken.")] = 512,
+    max_disk_mb: Annotated[
+        int, typer.Option(min=1, help="Above that, files used longest ago are deleted.")
+    ] = 8192,
+    verbose: flags.Verbose = 0,
+    debug: flags.Debug = False,
+) -> None:
+    """Let `nas profile --device` on another machine time networks on this one.
+
+    Listens until it is stopped. It runs nothing but its own runtimes on ONNX files, for one
+    client at a time who has the token. Nothing is encrypted: across a network, come through ssh.
+    """
+    options = Options(verbose=verbose, debug=debug)
+    with guarded(options):
+        from nas.pipeline.elsewhere import serve
+
+        megabyte = 1024 * 1024
+        serve(
+            work,
+            token_file,
+            (host, port),
+            (max_file_mb * megabyte, max_disk_mb * megabyte),
+            ready=lambda address: print(f"listening on {address}", flush=True),
+        )
