@@ -37,7 +37,7 @@ def change(plain: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("stages/1/kinds", ["conv"], "kinds must list each of mb4d, cga"),
         ("stages/1/kinds", [], "kinds must list"),
         ("stages/1/head_dim", None, "a stage with cga needs head_dim"),
-        ("stages/1/tail", [3], "smallest tail must fit the smallest depth"),
+        ("stages/1/tail", [4], "smallest tail must fit the smallest depth"),
         ("stages/1/blocks", {"mb4d": {"expnd": [1]}}, "expnd.*did you mean 'expand'"),
         ("blocks/cga/kernels", [[4]], "kernels must be odd"),
         ("blocks/cga/key", "8", "key"),
@@ -83,7 +83,7 @@ def test_choices_are_checked() -> None:
     choice = space.choice(space.largest())
     with pytest.raises(ConfigError, match="unknown gene 's1.widht'; did you mean 's1.width'"):
         space.architecture({**choice, "s1.widht": 16})
-    with pytest.raises(ConfigError, match=r"s1.width must be one of \[16, 24, 32\], but is 17"):
+    with pytest.raises(ConfigError, match=r"s1.width must be one of \[24, 32\], but is 17"):
         space.architecture({**choice, "s1.width": 17})
     del choice["s2.by"]
     with pytest.raises(ConfigError, match=r"lacks the active gene s2\.by"):
