@@ -94,6 +94,18 @@ def test_times_are_of_one_run_in_milliseconds(tmp_path: Path, here: Target) -> N
     assert times.tolist() == [[0.5e-3, 0.5e-3]] * 3
 
 
+def test_a_sample_whose_processor_time_was_not_accounted_does_not_count_and_stops_nothing(
+    tmp_path: Path, here: Target
+) -> None:
+    reference = Visit(name=REFERENCE, prime=1, loops=1, samples=1)
+    does = AT_RUN + "answer = {'ok': [[[9000, 0]] * 3, [[500, 0]]]}"
+    with bench_that(does, tmp_path, here) as bench:
+        bench.load("dw_r4_c8", tmp_path / "x.onnx")
+        times, beside = bench.run([VISIT, reference])
+    assert (times[:, 0] / times[:, 1] > 1000).all()  # waited for a processor, so to say
+    assert beside.tolist() == [[0.5e-3, 0.5e-3]]
+
+
 def test_the_child_is_gone_when_the_context_ends(tmp_path: Path, here: Target) -> None:
     with bench_that("", tmp_path, here) as bench:
         child = bench._child
