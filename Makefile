@@ -19,7 +19,7 @@ quickstart: venv ## Profile, train, search, distill, export and verify on this m
 	"$(VENV)/bin/nas" quickstart $(ARGS)
 
 test: venv ## Run every test, slow ones included, and show the coverage
-	scripts/test -m "" -n 2 --dist loadfile --no-loadscope-reorder -rs --cov --cov-report=term:skip-covered $(ARGS)
+	scripts/test -m "" -rs --cov --cov-report=term:skip-covered $(ARGS)
 
 check: venv ## Check format, lint and types
 	scripts/check
