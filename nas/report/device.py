@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from nas.files import write_atomic
 from nas.latency.device_study import DeviceStudy
 from nas.report.device_figures import draw
-from nas.report.page import PAGE, data_uri, template
+from nas.report.page import data_uri, template, write_page
 
 LATENCIES = "Median of the undisturbed samples."
 WIDTHS = (
@@ -22,18 +21,12 @@ def write_device_report(folder: Path | str, study: DeviceStudy) -> Path:
     Raises:
         StorageError: the folder cannot be made or the disk is full; an old page is intact.
     """
-    folder = Path(folder)
     observations = tuple(study.observations.values())
     pictures = draw(observations)
-    page = template("device.html").render(
+    page: str = template("device.html").render(
         study=study,
         observations=observations,
         captions={item.key: WIDTHS if item.steps else LATENCIES for item in observations},
         pictures={name: data_uri(png) for name, png in pictures.items()},
     )
-    for name, png in pictures.items():
-        write_atomic(folder / name, png)
-    path = write_atomic(folder / PAGE, page)
-    for stale in set(folder.glob("*.png")) - {folder / name for name in pictures}:
-        stale.unlink()
-    return path
+    return write_page(Path(folder), page, pictures)

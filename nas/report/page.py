@@ -62,9 +62,12 @@ def write_report(folder: Path | str, content: ReportInput) -> Path:
     Raises:
         StorageError: the folder cannot be made or the disk is full; an old report is intact.
     """
-    folder = Path(folder)
     pictures = draw(content)
-    page = render(content, pictures)
+    return write_page(Path(folder), render(content, pictures), pictures)
+
+
+def write_page(folder: Path, page: str, pictures: Mapping[str, bytes]) -> Path:
+    """Write a page and its PNG files, and delete those of an older one; return the page's path."""
     for name, png in pictures.items():
         write_atomic(folder / name, png)
     path = write_atomic(folder / PAGE, page)
@@ -79,7 +82,7 @@ def write_check(
     """Write FOLDER/index.html and prediction.png on how far a table is off; return the page.
 
     Args:
-        folder: Made if it is not there; files of these two names are replaced.
+        folder: Made if it is not there; a page of before and its pictures are replaced.
         title: The space and the target.
         predictions: Networks the table had not seen.
         text: The errors as lines.
@@ -87,17 +90,15 @@ def write_check(
     Raises:
         StorageError: the folder cannot be made or the disk is full.
     """
-    folder = Path(folder)
-    picture = prediction(predictions)
-    write_atomic(folder / "prediction.png", picture)
-    page = template("check.html").render(
+    pictures = {"prediction.png": prediction(predictions)}
+    page: str = template("check.html").render(
         title=title,
         text=text,
         predictions=_prediction_rows(predictions),
         errors=prediction_errors(predictions),
-        pictures={"prediction.png": data_uri(picture)},
+        pictures={name: data_uri(png) for name, png in pictures.items()},
     )
-    return write_atomic(folder / PAGE, page)
+    return write_page(Path(folder), page, pictures)
 
 
 def render(content: ReportInput, pictures: Mapping[str, bytes]) -> str:
