@@ -62,7 +62,7 @@ def profile(
         target: What to measure on.
         path: The table's file; made if it is not there.
         config: How carefully.
-        progress: Told (entries done, entries missing at the start, text with the time left).
+        progress: Told (entries and networks done, those to do, text with the time left).
         benches: Makes the place where networks run; a child process for each batch by default.
         export: Writes ONNX files of parts; `nas.network.onnx.parts_to_onnx` by default.
 
@@ -80,9 +80,9 @@ def profile(
         todo = plan_from(needed, table, config)
         if not table.protocol:
             table = replace(table, protocol=_protocol(config), provenance=_provenance(target))
-        takes = target.takes
-        workshop = Workshop(Path(scratch), export, batch=target.batch, takes=takes)
-        teller = Teller(progress, len(todo.missing), todo.seconds)
+        workshop = Workshop(Path(scratch), export, batch=target.batch, takes=target.takes)
+        total = len(todo.missing) + todo.networks
+        teller = Teller(progress, total, todo.seconds)
         sessions = Sessions(target, config, workshop, benches, teller)
         for batch in batches_of(todo.missing, config):
             teller.begin(len(batch), batch_seconds(batch, config, target))
@@ -93,7 +93,7 @@ def profile(
         if todo.networks:
             assert isinstance(needed, SearchSpace)
             table = _calibrate(table, needed, sessions, config).save(path)
-    progress(len(todo.missing), len(todo.missing), "the latency table is complete")
+    progress(total, total, "the latency table is complete")
     return table
 
 

@@ -43,19 +43,19 @@ class Teller:
     """Turns the shares of sessions into progress with the time that is left.
 
     Args:
-        progress: Told (entries done, entries in all, text).
-        entries: Entries in all.
+        progress: Told (things timed, things to time in all, text).
+        total: Entries and whole networks in all.
         seconds: What all sessions together should take.
     """
 
-    def __init__(self, progress: Progress, entries: int, seconds: float) -> None:
-        self._progress, self._entries, self._planned_s = progress, entries, seconds
+    def __init__(self, progress: Progress, total: int, seconds: float) -> None:
+        self._progress, self._total, self._planned_s = progress, total, seconds
         self._began_s = time.monotonic()
         self._before_s = self._session_s = 0.0
         self._done = self._count = 0
 
     def begin(self, count: int, seconds: float) -> None:
-        """Start a session for `count` entries that should take so long."""
+        """Start a session for `count` entries or networks that should take so long."""
         self._done, self._before_s = self._done + self._count, self._before_s + self._session_s
         self._count, self._session_s = count, seconds
 
@@ -66,7 +66,7 @@ class Teller:
         if planned_s > 0.1 * self._planned_s:
             left_s *= (time.monotonic() - self._began_s) / planned_s
         done = self._done + int(max(0.0, share - LOADED) / (1 - LOADED) * self._count)
-        self._progress(done, self._entries, f"{text}, about {max(left_s, 1):.0f} s left")
+        self._progress(done, self._total, f"{text}, about {max(left_s, 1):.0f} s left")
 
 
 class Sessions:

@@ -305,6 +305,20 @@ def test_a_fit_asked_for_without_a_space_gives_a_warning(
     assert "calibrate_on has no effect" in caplog.text
 
 
+def test_progress_never_counts_more_than_there_is_to_do(
+    make_bench: Any, export: Any, on: Any, target: Target, tmp_path: Path, tiny: SearchSpace
+) -> None:
+    seen: list[tuple[int, int, str]] = []
+    config = ProfileConfig(samples=4, spread_s=0.1, calibrate_on=6)
+    profile(
+        tiny, target, tmp_path / "t.json", config, lambda *row: seen.append(row),
+        benches=on(make_bench()), export=export,
+    )  # fmt: skip
+    assert all(0 <= done <= total for done, total, _ in seen)
+    assert {total for _, total, _ in seen} == {seen[-1][0]}
+    assert any("whole networks" in text for _, _, text in seen)
+
+
 def test_progress_counts_entries_and_says_the_time_left(
     make_bench: Any, export: Any, on: Any, target: Target, tmp_path: Path, config: ProfileConfig
 ) -> None:

@@ -102,7 +102,7 @@ def test_an_anchor_without_clean_samples_says_nothing_of_the_drift(target: Targe
 
 def test_progress_counts_entries_over_sessions_and_never_back() -> None:
     seen: list[tuple[int, int, str]] = []
-    teller = Teller(lambda *row: seen.append(row), entries=10, seconds=20.0)
+    teller = Teller(lambda *row: seen.append(row), total=10, seconds=20.0)
     for count in (6, 4):
         teller.begin(count, 10.0)
         for share in (0.0, 0.4, 0.7, 1.0):
