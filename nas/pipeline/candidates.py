@@ -218,5 +218,6 @@ def _measure(materials: Materials, batch: Sequence[Trial], progress: Progress) -
         materials.table,
         materials.run.config.profile,
         progress=progress,
+        benches=materials.benches,
         export=materials.parts,
     )
