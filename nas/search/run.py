@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 24  # refused proposals in a row before the screen looks for a candidate itself
 LEAST_PATIENCE = 3
+IDENTITY = ("sampler", "mode", "rank_by", "batch")  # options that change what is found
 
 
 def run(
@@ -69,16 +70,7 @@ def run(
     metrics = list(pricer([{gene: known[0] for gene, known in checked.items()}]))
     limits = resolve_budgets(budgets, metrics)
     objective = _objective(limits, metrics)
-    identity = {
-        "genes": checked,
-        "metrics": [objective, *(metric for metric in metrics if metric != objective)],
-        "budgets": limits,
-        "seed": seed,
-        "sampler": options.sampler,
-        "mode": options.mode,
-        "rank_by": options.rank_by,
-        "batch": options.batch,
-    }
+    identity = _identity(checked, limits, metrics, seed=seed, options=options)
     study.check(identity)
     screen = Screen(checked, pricer, limits, objective=objective, seed=seed)
     study.declare(identity)  # after the screen: an impossible budget leaves the study as it was
@@ -92,6 +84,26 @@ def run(
     search = _Search(mind, screen, pricer, study=study, options=options)
     search.go(evaluate, evaluations)
     return study
+
+
+def _identity(
+    genes: Mapping[str, Sequence[Option]],
+    limits: Mapping[str, float],
+    metrics: Sequence[str],
+    *,
+    seed: int,
+    options: SearchOptions,
+) -> dict[str, object]:
+    """Return what two searches must share to be one study."""
+    objective = _objective(limits, metrics)
+    others = [metric for metric in metrics if metric != objective]
+    return {
+        "genes": genes,
+        "metrics": [objective, *others],
+        "budgets": limits,
+        "seed": seed,
+        **{name: getattr(options, name) for name in IDENTITY},
+    }
 
 
 def _objective(budgets: Mapping[str, float], metrics: Sequence[str]) -> str:

@@ -79,11 +79,10 @@ def _patch_embedding() -> Question:
     )
 
 
-def _token_mixers() -> Question:
-    block = f"mb4d_r{SIDE}_c{CHANNELS}_h{2 * CHANNELS}_p3"
-    pool, dw = f"pool_r{SIDE}_c{CHANNELS}_p3", f"dw_r{SIDE}_c{CHANNELS}"
+def _cheaper_mixers() -> tuple[Pair, ...]:
+    """Return MHSA against each mixer without attention."""
     mixers = {"pool": "pooling", "dw": "a 3x3 depthwise convolution"}
-    cheaper = tuple(
+    return tuple(
         Pair(
             over="mhsa",
             under=name,
@@ -94,6 +93,11 @@ def _token_mixers() -> Question:
         )
         for name, text in mixers.items()
     )
+
+
+def _token_mixers() -> Question:
+    block = f"mb4d_r{SIDE}_c{CHANNELS}_h{2 * CHANNELS}_p3"
+    pool, dw = f"pool_r{SIDE}_c{CHANNELS}_p3", f"dw_r{SIDE}_c{CHANNELS}"
     return Question(
         key="token_mixers",
         title="Token mixers and one dimension throughout",
@@ -118,7 +122,7 @@ def _token_mixers() -> Question:
             ),
         ),
         pairs=(
-            *cheaper,
+            *_cheaper_mixers(),
             Pair(
                 over="mhsa",
                 under="mhsa_tokens",
