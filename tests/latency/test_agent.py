@@ -430,9 +430,15 @@ def test_a_second_client_waits_and_then_is_told_to_try_again(
 
 def test_a_dead_client_s_session_ends_after_the_idle_limit(serve: Served, target: Target) -> None:
     with serve(idle_s=0.2) as server:
-        client(server).bench(target, CONFIG).__enter__()  # and never heard of again
-        with client(server).bench(target, CONFIG) as bench:
-            bench.unload()
+        dead: Any = client(server).bench(target, CONFIG)
+        dead.__enter__()  # and never heard of again
+        begun_s = time.monotonic()
+        living: Any = client(server).bench(target, CONFIG)
+        with living:
+            assert time.monotonic() - begun_s >= 0.1  # it waited for the limit
+            assert living._session != dead._session
+            path = f"/v1/sessions/{dead._session}/run"
+            assert ask(server, "POST", path, {"visits": []})[0] == 404
 
 
 def test_a_client_that_was_idle_for_too_long_gets_its_networks_back(
