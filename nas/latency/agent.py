@@ -16,10 +16,11 @@ from typing import Any
 
 from nas.errors import ConfigError, DeviceError, TryAgain
 from nas.files import into
-from nas.latency.bench import REFERENCE, Bench, Visit
+from nas.latency.bench import Bench, Visit
 from nas.latency.file_store import FileStore
 from nas.latency.measure import ProfileConfig
 from nas.latency.protocol import (
+    MAX_LOADS,
     MAX_LOOPS,
     MAX_NAME,
     MAX_RUN_S,
@@ -105,7 +106,7 @@ class Agent:
             "target": target.to_json() if target is not None else None,
         }
 
-    def begin(self, client: str, target: Any, timeout_s: Any) -> dict[str, Any]:
+    def begin(self, client: str, target: Any, timeout_s: Any, loads: Any) -> dict[str, Any]:
         """Start a session; a client that has one already gets a new one in its place.
 
         Raises:
@@ -114,13 +115,14 @@ class Agent:
         """
         if not isinstance(client, str) or not re.fullmatch("[0-9a-f]{32}", client):
             raise ConfigError("client must be 32 hex digits.")
+        _whole(loads, 1, MAX_LOADS)
         limit_s = _number(timeout_s, "timeout_s", MAX_TIMEOUT_S)
         wanted = into(Target, target, source="target")
         if wanted.precision not in runtime_facts(wanted.runtime).precisions:
             raise DeviceError(f"{wanted.runtime} is not timed in {wanted.precision} here.")
         with self._lock:
             self._make_way(client)
-            context = self._benches(wanted, ProfileConfig(timeout_s=limit_s))
+            context = self._benches(wanted, ProfileConfig(timeout_s=limit_s, loads=loads))
             bench = context.__enter__()
             self._session = _Session(
                 secrets.token_hex(16), client, context, bench, heard_s=self._clock()
@@ -132,8 +134,6 @@ class Agent:
         """Load a file into a session under a name; return the milliseconds of one warm run."""
         if not isinstance(name, str) or not re.fullmatch(f"[ -~]{{1,{MAX_NAME}}}", name):
             raise ConfigError(f"a name is 1 to {MAX_NAME} characters of ASCII.")
-        if name == REFERENCE:
-            raise ConfigError(f"{REFERENCE!r} is always loaded; choose another name.")
         if not isinstance(sha256, str):
             raise ConfigError("sha256 must be a text.")
         with self._held(session) as held:
@@ -148,7 +148,7 @@ class Agent:
             return {}
 
     def run(self, session: str, visits: Any) -> dict[str, Any]:
-        """Make visits; return for each its (wall, processor) ms a run."""
+        """Make visits; return for each its wall, processor and reference ms."""
         with self._held(session) as held:
             wanted = _visits(visits, held.run_ms)
             times = held.bench.run(wanted)
@@ -238,16 +238,18 @@ def _visits(rows: Any, run_ms: dict[str, float]) -> Sequence[Visit]:
         raise ConfigError(f"visits must be a list of 1 to {MAX_VISITS}.")
     visits, expected_ms = [], 0.0
     for row in rows:
-        if not isinstance(row, list) or len(row) != 4 or not isinstance(row[0], str):
-            raise ConfigError("a visit is [name, prime, loops, samples].")
-        name, prime, loops, samples = row
+        if not isinstance(row, list) or len(row) != 5 or not isinstance(row[0], str):
+            raise ConfigError("a visit is [name, prime, loops, samples, cold].")
+        name, prime, loops, samples, cold = row
         for value, low, high in ((prime, 0, MAX_LOOPS), (loops, 1, MAX_LOOPS)):
             _whole(value, low, high)
         _whole(samples, 1, MAX_SAMPLES)
-        if name != REFERENCE and name not in run_ms:
+        if not isinstance(cold, bool):
+            raise ConfigError("cold must be true or false.")
+        if name not in run_ms:
             raise Refusal("NotThere", f"no network {name[:80]!r} is loaded in this session.")
-        expected_ms += (prime + loops * samples) * run_ms.get(name, 0.1)
-        visits.append(Visit(name=name, prime=prime, loops=loops, samples=samples))
+        expected_ms += (prime + loops * samples) * run_ms[name]
+        visits.append(Visit(name=name, prime=prime, loops=loops, samples=samples, cold=cold))
     if expected_ms > MAX_RUN_S * 1e3:
         raise ConfigError(
             f"one request may ask for {MAX_RUN_S:.0f} s of runs, but this one would take "

@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _post(self, steps: list[str]) -> dict[str, Any]:
         agent, value = self.server.agent, self._json()
         if steps == ["sessions"]:
-            return agent.begin(*_only(value, "client", "target", "timeout_s"))
+            return agent.begin(*_only(value, "client", "target", "timeout_s", "loads"))
         if len(steps) != 3 or steps[0] != "sessions":
             raise _nothing()
         if steps[2] == "load":

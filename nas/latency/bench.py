@@ -24,36 +24,47 @@ from nas.target import Target
 logger = logging.getLogger(__name__)
 
 Times = npt.NDArray[np.float64]
-REFERENCE = "reference"
 MAX_RUN_MS = 1e6
 QUANTIZE_S = 120.0  # more than loading takes, at most
+# Not `-m nas.latency.worker`, which takes any folder called nas where the command is run.
+WORKER = (
+    f"import sys; sys.path.append({str(Path(__file__).parents[2])!r}); "
+    "from nas.latency.worker import main; main()"
+)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
-    """A network's turn: `prime` untimed runs, then `samples` timed ones of `loops` runs each."""
+    """A network's turn: `prime` untimed runs, then `samples` timed ones of `loops` runs each.
+
+    Where it is `cold`, the caches are emptied before every run; that is not timed.
+    """
 
     name: str
     prime: int
     loops: int
     samples: int
+    cold: bool = False
 
 
 class Bench(Protocol):
     """A place that runs networks one at a time and says how long each took.
 
-    `reference` is always loaded: a fixed kernel that tells a slow network from a slow moment.
+    Beside each sample it runs the reference, a fixed kernel that tells a slow network from a slow
+    moment.
     """
 
     def load(self, name: str, path: Path) -> float:
         """Load a file under a name and return the milliseconds of one warm run."""
 
     def unload(self) -> None:
-        """Forget every network but the reference."""
+        """Forget every network."""
 
     def run(self, visits: Sequence[Visit]) -> list[Times]:
-        """Make the visits in turn; each gives (samples, 2): wall and processor ms of one run.
+        """Make the visits in turn; each gives an array of shape (samples, 3).
+
+        Its columns are the wall and processor ms of one run, and the ms of the reference beside it.
 
         Raises:
             DeviceError: a network crashed, hung or answered nonsense; the message names it.
@@ -69,11 +80,18 @@ class ChildBench:
     Args:
         target: What to measure; must be this machine's.
         timeout_s: How long the child may say nothing beyond the time its work should take.
+        loads: How often it loads each network; visits take turns with them, because where a
+            network happens to lie in memory changes its latency by a few per cent.
         command: What to start, for tests; the default is this package's worker.
     """
 
     def __init__(
-        self, target: Target, *, timeout_s: float = 60.0, command: Sequence[str] = ()
+        self,
+        target: Target,
+        *,
+        timeout_s: float = 60.0,
+        loads: int = 1,
+        command: Sequence[str] = (),
     ) -> None:
         if not target.is_here():
             raise DeviceError(
@@ -83,8 +101,8 @@ class ChildBench:
                 "--device (an agent on it) or with --plan (files to time)."
             )
         self._target = target
-        self._timeout_s = timeout_s
-        self._command = list(command) or [sys.executable, "-m", "nas.latency.worker"]
+        self._timeout_s, self._loads = timeout_s, loads
+        self._command = list(command) or [sys.executable, "-P", "-c", WORKER]
         self._buffer = b""
         self._expected_ms: dict[str, float] = {}
 
@@ -106,7 +124,7 @@ class ChildBench:
         try:
             self._ask(
                 {"do": "start", "target": self._target.to_json(), "cores": cores}
-                | {"trace": str(self._trace)},
+                | {"trace": str(self._trace), "loads": self._loads},
                 about=str(self._target),
             )
         except BaseException:
@@ -132,7 +150,7 @@ class ChildBench:
         return run_ms
 
     def unload(self) -> None:
-        """Forget every network but the reference."""
+        """Forget every network."""
         self._ask({"do": "unload"}, about="unload")
 
     def run(self, visits: Sequence[Visit]) -> list[Times]:
@@ -141,7 +159,7 @@ class ChildBench:
             (visit.prime + visit.loops * visit.samples) * self._expected_ms.get(visit.name, 1.0)
             for visit in visits
         )
-        rows = [[visit.name, visit.prime, visit.loops, visit.samples] for visit in visits]
+        rows = [[v.name, v.prime, v.loops, v.samples, v.cold] for v in visits]
         answer = self._ask({"do": "run", "visits": rows}, extra_s=expected_ms / 50)
         if not isinstance(answer, list) or len(answer) != len(visits):
             raise self._dead("answered something that is not a list of visits")
@@ -150,12 +168,16 @@ class ChildBench:
     def _samples(self, visit: Visit, rows: Any) -> Times:
         if not isinstance(rows, list) or len(rows) != visit.samples:
             raise self._dead("answered too few samples", about=visit.name)
-        pairs = [row if isinstance(row, list) and len(row) == 2 else [None, None] for row in rows]
+        triples = [row if isinstance(row, list) and len(row) == 3 else [None] * 3 for row in rows]
         checked = [
-            [self._checked(wall, visit.name), self._processor_ms(cpu, wall, visit.name)]
-            for wall, cpu in pairs
+            [
+                self._checked(wall, visit.name) / visit.loops,
+                self._processor_ms(cpu, visit.name) / visit.loops,
+                self._checked(reference, visit.name),
+            ]
+            for wall, cpu, reference in triples
         ]
-        return np.array(checked) / visit.loops
+        return np.array(checked)
 
     def seconds(self) -> float:
         """Return the monotonic clock."""
@@ -171,15 +193,13 @@ class ChildBench:
             raise self._dead(f"answered {nanoseconds} ns, which no run takes", about=name)
         return float(nanoseconds) / 1e6
 
-    def _processor_ms(self, nanoseconds: Any, wall_ns: Any, name: str) -> float:
+    def _processor_ms(self, nanoseconds: Any, name: str) -> float:
         """Return processor time as `_checked` does, but outlive a clock that stood still.
 
-        Virtual machines now and then account no time to a sample. Nothing is known then: of the
-        reference wall time is taken, anything else gets so little that it does not count as clean.
+        Virtual machines now and then account no time to a sample. Nothing is known then: it gets so
+        little that it does not count as clean.
         """
-        if nanoseconds == 0:
-            return self._checked(wall_ns if name == REFERENCE else 1, name)
-        return self._checked(nanoseconds, name)
+        return self._checked(1 if nanoseconds == 0 else nanoseconds, name)
 
     def _ask(self, request: dict[str, Any], *, about: str = "", extra_s: float = 0.0) -> Any:
         assert self._child.stdin is not None

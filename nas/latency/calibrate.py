@@ -1,10 +1,10 @@
 """The last correction: from sums of entries to whole networks of one space, with its honesty.
 
-A sum of entries is too low where a network's weights do not stay in the processor's own cache from
-one run to the next: parts timed in chains of themselves find theirs there. So the richest form has,
-beside a constant and a scale for each kind of part, a price for each megabyte of weights from a
-size on ("knee") that is found from the networks as well. What form a space gets is decided by its
-error on networks held out.
+A sum of entries is too low where a network does not stay in the processor's own caches from one
+run to the next: parts timed in chains of themselves find what they need there. So the richest form
+has, beside a constant and a scale for each kind of part, what parts cost with cold caches, or a
+price for each megabyte of weights, from a size on ("knee") that is found from the networks as well.
+What form a space gets is decided by its error on networks held out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,7 @@ from nas.block import Block
 from nas.errors import NasError
 from nas.latency.table import (
     AFFINE,
+    COLD,
     KNEE_MB,
     MS_PER_MB,
     PARTS,
@@ -25,6 +26,7 @@ from nas.latency.table import (
     Costs,
     LatencyTable,
     cold_share,
+    footprint_mb,
 )
 from nas.seeds import stage_seed
 from nas.space import Architecture, SearchSpace
@@ -32,7 +34,7 @@ from nas.space import Architecture, SearchSpace
 MIN_FOR_LINE, MIN_FOR_KNEE, MIN_FOR_KINDS = 4, 12, 24
 MAX_DRAWS = 20
 FOLDS = 16
-KNEES = np.geomspace(0.25, 4.0, 9)  # by the median network's megabytes
+KNEES = np.geomspace(1 / 16, 4.0, 13)  # by the median network's footprint
 STRENGTHS = (1e-3, 1e-2, 1e-1)  # of holding the kinds' scales together
 LOOSE = 1e-6  # of holding everything else to a plain sum
 
@@ -42,10 +44,16 @@ Rows = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """Whole networks: sums of entries by kind of part, megabytes of weights, measured ms."""
+    """Whole networks, arrays of shape (networks,).
+
+    Sums of entries by kind of part, of what cold caches add to them (None: not known), of
+    megabytes of weights and of `footprint_mb`; and measured ms.
+    """
 
     sums_ms: Mapping[str, Costs]
+    cold_ms: Costs | None
     megabytes: Costs
+    footprint: Costs
     measured_ms: Costs
 
     def __len__(self) -> int:
@@ -53,8 +61,13 @@ class Networks:
 
     def some(self, rows: Rows) -> "Networks":
         """Return those of a mask."""
-        sums = {kind: values[rows] for kind, values in self.sums_ms.items()}
-        return Networks(sums, self.megabytes[rows], self.measured_ms[rows])
+        return Networks(
+            {kind: values[rows] for kind, values in self.sums_ms.items()},
+            None if self.cold_ms is None else self.cold_ms[rows],
+            self.megabytes[rows],
+            self.footprint[rows],
+            self.measured_ms[rows],
+        )
 
     @property
     def total_ms(self) -> Costs:
@@ -102,42 +115,49 @@ def calibrated(
         measured_ms: {architecture id: measured median}.
     """
     sums: list[dict[str, float]] = []
+    cold: list[float | None] = []
     for blocks in networks.values():
         total_ms: dict[str, float] = {}
         for block in blocks:
             for kind, ms in table.kind_ms(block).items():
                 total_ms[kind] = total_ms.get(kind, 0.0) + ms
         sums.append(total_ms)
-    sizes = [sum(block.bytes for block in blocks) / 1e6 for blocks in networks.values()]
-    made = fit(sums, np.array(sizes), {name: measured_ms[name] for name in networks})
+        extra = [ms for ms in map(table.cold_ms, blocks) if ms is not None]
+        cold.append(sum(extra) if len(extra) == len(blocks) else None)
+    kinds = sorted({kind for total_ms in sums for kind in total_ms})
+    known = [ms for ms in cold if ms is not None]
+    made = fit(
+        Networks(
+            {kind: np.array([total_ms.get(kind, 0.0) for total_ms in sums]) for kind in kinds},
+            np.array(known) if len(known) == len(cold) else None,
+            np.array([sum(block.bytes for block in blocks) / 1e6 for blocks in networks.values()]),
+            np.array([sum(map(footprint_mb, blocks)) for blocks in networks.values()]),
+            np.array([measured_ms[name] for name in networks]),
+        ),
+        list(networks),
+    )
     return replace(table, calibrations={**table.calibrations, space: made})
 
 
-def fit(
-    sums_ms: Sequence[Mapping[str, float]], megabytes: Costs, measured_ms: Mapping[str, float]
-) -> Calibration:
+def fit(networks: Networks, ids: Sequence[str]) -> Calibration:
     """Return the calibration whose error on networks held out is lowest.
 
     Args:
-        sums_ms: The sum of entries of each network by kind of part.
-        megabytes: Of their weights, shape (networks,).
-        measured_ms: {architecture id: measured median} in the same order.
+        networks: What to fit on.
+        ids: Their architectures' ids.
 
     Raises:
         NasError: there are no networks.
     """
-    if not measured_ms:
+    if not ids:
         raise NasError("a calibration needs at least one measured network.")
-    kinds = sorted({kind for sums in sums_ms for kind in sums})
-    by_kind = {kind: np.array([sums.get(kind, 0.0) for sums in sums_ms]) for kind in kinds}
-    networks = Networks(by_kind, np.asarray(megabytes), np.array(list(measured_ms.values())))
     coefficients = _best(networks)
     errors = _held_out(_best, networks)
     plain = _errors(_identity(networks), networks)
     return Calibration(
         form=AFFINE if set(coefficients) == {"constant", "scale"} else PARTS,
         coefficients=coefficients,
-        fitted_on=dict(measured_ms),
+        fitted_on=dict(zip(ids, networks.measured_ms.tolist(), strict=True)),
         held_out={
             "mean": float(errors.mean()),
             "worst": float(errors.max()),
@@ -153,9 +173,11 @@ def predict(coefficients: Coefficients, networks: Networks) -> Costs:
     total_ms = np.full(len(networks), coefficients["constant"])
     for kind, sums_ms in networks.sums_ms.items():
         total_ms += coefficients.get(f"scale_{kind}", scale) * sums_ms
-    if MS_PER_MB in coefficients:
-        share = cold_share(networks.megabytes, coefficients[KNEE_MB])
-        total_ms += coefficients[MS_PER_MB] * networks.megabytes * share
+    if KNEE_MB in coefficients:
+        share = cold_share(networks.footprint, coefficients[KNEE_MB])
+        total_ms += coefficients.get(MS_PER_MB, 0.0) * networks.megabytes * share
+        if networks.cold_ms is not None:
+            total_ms += coefficients.get(COLD, 0.0) * networks.cold_ms * share
     return total_ms
 
 
@@ -187,12 +209,18 @@ def _ways(networks: Networks) -> list[Solve]:
     ways: list[Solve] = [_identity, _scale]
     if count >= MIN_FOR_LINE:
         ways.append(_solved)
-    knees = np.median(networks.megabytes) * KNEES if count >= MIN_FOR_KNEE else ()
-    strengths = STRENGTHS if count >= MIN_FOR_KINDS else ()
-    ways += [partial(_solved, knee_mb=float(knee)) for knee in knees]
-    for strength in strengths:
-        ways.append(partial(_solved, strength=strength))
-        ways += [partial(_solved, knee_mb=float(knee), strength=strength) for knee in knees]
+    knees = np.median(networks.footprint) * KNEES if count >= MIN_FOR_KNEE else ()
+    adds: list[tuple[str, ...]] = [(MS_PER_MB,)]
+    if networks.cold_ms is not None:
+        adds += [(COLD,), (COLD, MS_PER_MB)]
+    for strength in (None, *STRENGTHS) if count >= MIN_FOR_KINDS else (None,):
+        if strength is not None:
+            ways.append(partial(_solved, strength=strength))
+        for knee in knees:
+            ways += [
+                partial(_solved, knee_mb=float(knee), adds=names, strength=strength)
+                for names in adds
+            ]
     return ways
 
 
@@ -206,24 +234,30 @@ def _scale(networks: Networks) -> Coefficients:
 
 
 def _solved(
-    networks: Networks, *, knee_mb: float | None = None, strength: float | None = None
+    networks: Networks,
+    *,
+    knee_mb: float | None = None,
+    adds: Sequence[str] = (),
+    strength: float | None = None,
 ) -> Coefficients | None:
     """Return the coefficients of least relative squares, None where they make no sense.
 
     Args:
         networks: What to fit.
-        knee_mb: From what size on weights cost time; None leaves them out.
+        knee_mb: From what footprint on caches are cold; None leaves them out.
+        adds: What that costs: COLD, MS_PER_MB, or both.
         strength: How firmly the kinds' scales are held together; None gives all kinds one.
     """
     columns = {"constant": np.ones(len(networks)), "scale": networks.total_ms}
     if strength is not None:
         columns |= {f"scale_{kind}": sums for kind, sums in networks.sums_ms.items()}
     if knee_mb is not None:
-        share = cold_share(networks.megabytes, knee_mb)
-        columns[MS_PER_MB] = networks.megabytes * share
+        share = cold_share(networks.footprint, knee_mb)
+        costs = {COLD: networks.cold_ms, MS_PER_MB: networks.megabytes}
+        columns |= {name: share * cost for name in adds if (cost := costs[name]) is not None}
     names = list(columns)
     rows = np.stack([columns[name] for name in names], axis=1) / networks.measured_ms[:, None]
-    prior = np.array([float(name == "scale") for name in names])
+    prior = np.array([float(name in ("scale", COLD)) for name in names])
     held = [strength if name.startswith("scale_") else LOOSE for name in names]
     size = np.abs(rows).mean(axis=0) + 1e-12  # so that strengths mean the same in every column
     scaled = rows / size
@@ -237,7 +271,7 @@ def _solved(
     if knee_mb is not None:
         found[KNEE_MB] = knee_mb
     scales = [value for name, value in found.items() if name.startswith("scale")]
-    is_sound = min(scales) > 0 and found.get(MS_PER_MB, 0.0) >= 0
+    is_sound = min(scales) > 0 and min((found[name] for name in adds), default=0.0) >= 0
     return found if is_sound and (predict(found, networks) > 0).all() else None
 
 

@@ -1,4 +1,4 @@
-"""How a time is taken: interleaved rounds, a reference in each, unclean samples rejected.
+"""How a time is taken: interleaved rounds, a reference beside each sample, unclean ones rejected.
 
 Shared machines make a plain timing loop worthless (spreads of 30 % and more were seen), yet the
 samples taken while nothing interfered agree within about 1 %. So networks take turns in rounds of
@@ -8,7 +8,7 @@ random order; a sample counts only if its process had a processor all the time (
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nas.errors import ConfigError
-from nas.latency.bench import REFERENCE, Bench, ChildBench, Times, Visit
+from nas.latency.bench import Bench, ChildBench, Times, Visit
 from nas.latency.compose import weight_bytes
 from nas.latency.timing import MIN_CLEAN, SAMPLES_A_VISIT, Series, Timing, summarise
 from nas.target import Target
@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 MAX_WALL_PER_CPU = 1.05
 MAX_REFERENCE = 1.10  # of its floor: the lowest 2nd percentile known on this machine
 REFERENCE_FLOOR = 0.02
+MAX_SLOWER = 1.3  # of the reference known: slower than that, the core is shared
 PRIME_MS, MIN_PRIME = 4.0, 2  # untimed runs at the start of a visit
+COLD_LOOPS = 4  # at most, a cold sample: each run is timed by itself, behind an untimed emptying
 MIN_ROUNDS = 3
 WARM_WINDOW_S, WARM_MIN_S, WARM_MAX_S, WARM_AGREE = 0.25, 0.5, 10.0, 0.02
 MAX_LOADED_BYTES = 512 * 1024 * 1024  # of weights in files; a runtime holds about twice that
@@ -39,11 +41,13 @@ Progress = Callable[[int, int, str], None]
 class ProfileConfig:
     """How carefully to measure.
 
-    `samples` clean samples of at least `sample_ms` each, the first and the last `spread_s` apart.
-    Up to `batch` entries are timed together for at most `time_limit_s`, and as long again those
-    that have next to nothing by then; a child silent for `timeout_s` is ended. A repeating part is
-    read off chains of 1 and `copies`. `calibrate_on` whole networks are measured at the end for a
-    fit (0: none). `strict` refuses grade C.
+    Each network is loaded `loads` times, because where it happens to lie in memory changes its
+    latency by a few per cent. `samples` clean samples of at least `sample_ms` each are taken, the
+    first and the last `spread_s` apart. Up to `batch` entries are timed together for at most
+    `time_limit_s`, and as long again those that have next to nothing by then; a child silent for
+    `timeout_s` is ended. A repeating part is read off chains of 1 and at least `copies`.
+    `calibrate_on` whole networks are measured at the end for a fit (0: none). `strict` refuses
+    grade C.
     """
 
     samples: int = 30
@@ -51,6 +55,7 @@ class ProfileConfig:
     sample_ms: float = 1.0
     time_limit_s: float = 300.0
     batch: int = 96
+    loads: int = 3
     copies: int = 3
     calibrate_on: int = 0
     timeout_s: float = 60.0
@@ -58,7 +63,14 @@ class ProfileConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        rules = {"samples": 3, "copies": 2, "batch": 1, "calibrate_on": 0, "spread_s": 0}
+        rules = {
+            "samples": 3,
+            "copies": 2,
+            "batch": 1,
+            "loads": 1,
+            "calibrate_on": 0,
+            "spread_s": 0,
+        }
         for name, low in rules.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be at least {low}, but is {getattr(self, name)}.")
@@ -82,52 +94,58 @@ def measure(
     *,
     threads: int = 1,
     reference_ms: float | None = None,
+    cold: Collection[str] = (),
     tick: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Series]:
     """Sample every network until each has enough clean samples, or the time limit is reached.
 
     Args:
         bench: Where to run them; what it held before is unloaded.
-        paths: Name to file; all are interleaved with each other and the reference.
+        paths: Name to file; all are interleaved with each other.
         config: How many samples, how far apart, for how long.
         threads: The target's; with more than one, a sample is compared with the best wall time
             by processor time seen for its network, not with 1.
         reference_ms: What the reference takes on this machine at its best, if it is known. A
             session slower than that is waited for, then accepted as grade C.
+        cold: Names of networks to sample a second time, under `cold_name(name)`, with the caches
+            emptied before each run.
         tick: Told after each round which share of the wanted samples is there.
     """
     bench.unload()
-    names = [*paths, REFERENCE]
-    run_ms = np.array([*(bench.load(name, path) for name, path in paths.items()), 1.0])
-    run_ms = _warm_up(bench, names, run_ms, config)
+    loaded_ms = {name: bench.load(name, path) for name, path in paths.items()}
+    tasks = [*map(_Task, paths), *(_Task(name, cold=True) for name in cold)]
+    count = len(tasks)
+    first_ms = np.array([loaded_ms[task.name] for task in tasks])
+    run_ms = _warm_up(bench, tasks, first_ms, config)
     generator = np.random.default_rng(config.seed)
     known_ms = math.inf if reference_ms is None else reference_ms
     began_s = bench.seconds()
     record = np.empty((0, 5))
-    unfinished = np.arange(len(paths))
+    unfinished = np.arange(count)
     while len(unfinished) and bench.seconds() - began_s < 2 * config.time_limit_s:
-        order = _interleave(generator.permutation(unfinished), reference=len(paths))
-        found = bench.run([_visit(names[index], run_ms[index], config) for index in order])
+        order = generator.permutation(unfinished)
+        found = bench.run([tasks[index].visit(run_ms[index], config) for index in order])
         record = np.concatenate([record, *_rows(order, found, bench.seconds())])
-        is_clean = _is_clean(record, min(known_ms, _floor(record)), threads=threads)
-        unfinished = _unfinished(record[is_clean], len(paths), config)
+        is_clean = _is_clean(record, _level(record, known_ms), threads=threads)
+        unfinished = _unfinished(record[is_clean], count, config)
         if bench.seconds() - began_s >= config.time_limit_s:
             by_session = _is_clean(record, _floor(record), threads=threads)
-            unfinished = np.flatnonzero(_counts(record[by_session], len(paths)) < MIN_CLEAN)
-        counts = _counts(record[is_clean], len(paths))
+            unfinished = np.flatnonzero(_counts(record[by_session], count) < MIN_CLEAN)
+        counts = _counts(record[is_clean], count)
         tick(float(np.minimum(counts / config.samples, 1.0).mean()))
-    return _series(list(paths), record, known_ms, config, threads=threads)
+    labels = [task.label for task in tasks]
+    return _series(labels, record, known_ms, config, threads=threads)
 
 
 def _series(
     names: Sequence[str], record: Times, known_ms: float, config: ProfileConfig, *, threads: int
 ) -> dict[str, Series]:
     """Return what the rows say; a network short of clean samples is judged by this session."""
-    floor_ms = _floor(record)
-    strict = _is_clean(record, min(known_ms, floor_ms), threads=threads)
+    floor_ms, level_ms = _floor(record), _level(record, known_ms)
+    strict = _is_clean(record, level_ms, threads=threads)
     lenient = _is_clean(record, floor_ms, threads=threads)
-    short = set(_unfinished(record[strict], len(names), config)) if floor_ms > known_ms else set()
-    if short and floor_ms > MAX_REFERENCE * known_ms:
+    short = set(_unfinished(record[strict], len(names), config)) if floor_ms > level_ms else set()
+    if short:
         logger.warning(
             "this machine is %.0f %% slower than it was when its latency table was begun; "
             "what is timed now is grade C",
@@ -172,12 +190,13 @@ def measure_networks(
         DeviceError: a network crashed or hung; the message names it.
     """
     if bench is None:
-        with ChildBench(target, timeout_s=config.timeout_s) as child:
+        with ChildBench(target, timeout_s=config.timeout_s, loads=config.loads) as child:
             return measure_networks(
                 networks, target, config, progress=progress, reference_ms=reference_ms, bench=child
             )
     found: dict[str, Series] = {}
-    for group in by_bytes({name: weight_bytes(path) for name, path in networks.items()}):
+    sizes = {name: config.loads * weight_bytes(path) for name, path in networks.items()}
+    for group in by_bytes(sizes):
         found |= measure(
             bench,
             {name: networks[name] for name in group},
@@ -215,35 +234,38 @@ def by_bytes(sizes: Mapping[str, int], *, at_most: int = 1_000_000) -> list[list
 
 
 # ---------------------------------------------------------------- rounds
-def _visit(name: str, run_ms: float, config: ProfileConfig) -> Visit:
-    """Return a network's turn: long enough to be warm, each sample long enough for the clock."""
-    loops = max(1, math.ceil(config.sample_ms / run_ms))
-    if name == REFERENCE:
-        return Visit(name=name, prime=1, loops=loops, samples=1)
-    prime = max(MIN_PRIME, math.ceil(PRIME_MS / run_ms))
-    return Visit(name=name, prime=prime, loops=loops, samples=SAMPLES_A_VISIT)
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One thing to sample: a loaded network, warm or cold."""
+
+    name: str
+    cold: bool = False
+
+    @property
+    def label(self) -> str:
+        return cold_name(self.name) if self.cold else self.name
+
+    def visit(self, run_ms: float, config: ProfileConfig) -> Visit:
+        """Return its turn: long enough to be warm, each sample long enough for the clock."""
+        loops = max(1, math.ceil(config.sample_ms / run_ms))
+        if self.cold:
+            loops = min(loops, COLD_LOOPS)
+            return Visit(name=self.name, prime=1, loops=loops, samples=SAMPLES_A_VISIT, cold=True)
+        prime = max(MIN_PRIME, math.ceil(PRIME_MS / run_ms))
+        return Visit(name=self.name, prime=prime, loops=loops, samples=SAMPLES_A_VISIT)
 
 
-def _interleave(indices: npt.NDArray[np.int64], *, reference: int) -> list[int]:
-    """Return the indices with the reference before and behind each."""
-    order = [reference]
-    for index in indices:
-        order += [int(index), reference]
-    return order
+def cold_name(name: str) -> str:
+    """Return what the cold samples of a network go by."""
+    return f"{name} (cold)"
 
 
-def _rows(order: Sequence[int], found: Sequence[Times], at_s: float) -> list[Times]:
-    """Return rows (index, time, wall ms, processor ms, the slower reference beside it in ms).
-
-    The reference is judged by its processor time: that it had to wait says nothing of its
-    neighbours, that it computed slowly does.
-    """
+def _rows(order: npt.NDArray[np.int64], found: Sequence[Times], at_s: float) -> list[Times]:
+    """Return rows (index, time, wall ms, processor ms, ms of the reference beside it)."""
     rows = []
-    for place in range(1, len(order), 2):
-        reference = max(found[place - 1][0, 1], found[place + 1][0, 1])
-        count = len(found[place])
-        columns = [np.full(count, order[place]), np.full(count, at_s), *found[place].T]
-        rows.append(np.column_stack([*columns, np.full(count, reference)]))
+    for index, samples in zip(order, found, strict=True):
+        count = len(samples)
+        rows.append(np.column_stack([np.full(count, index), np.full(count, at_s), samples]))
     return rows
 
 
@@ -254,6 +276,16 @@ def _counts(rows: Times, count: int) -> npt.NDArray[np.int64]:
 def _floor(record: Times) -> float:
     """Return what the reference takes in this session when nothing interferes, in ms."""
     return float(np.quantile(record[:, 4], REFERENCE_FLOOR))
+
+
+def _level(record: Times, known_ms: float) -> float:
+    """Return what the reference must take: its floor here, or that known if this is too slow.
+
+    Clocks that rise and fall slow all networks alike, which anchors put right. A neighbour on the
+    same core does not, and keeps the reference above MAX_SLOWER of what is known.
+    """
+    floor_ms = _floor(record)
+    return floor_ms if floor_ms <= MAX_SLOWER * known_ms else known_ms
 
 
 def _is_clean(record: Times, floor_ms: float, *, threads: int) -> npt.NDArray[np.bool_]:
@@ -281,13 +313,13 @@ def _unfinished(clean: Times, count: int, config: ProfileConfig) -> npt.NDArray[
     return np.array(left, dtype=np.int64)
 
 
-def _warm_up(bench: Bench, names: Sequence[str], run_ms: Times, config: ProfileConfig) -> Times:
+def _warm_up(bench: Bench, tasks: Sequence[_Task], run_ms: Times, config: ProfileConfig) -> Times:
     """Run everything until two windows agree; return the ms of one run of each."""
     began_s = bench.seconds()
     while True:
         visits = [
-            replace(_visit(name, ms, config), samples=1)
-            for name, ms in zip(names, run_ms, strict=True)
+            replace(task.visit(ms, config), samples=1)
+            for task, ms in zip(tasks, run_ms, strict=True)
         ]
         window_s = bench.seconds()
         rounds: list[list[float]] = []

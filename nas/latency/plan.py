@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 EXPORT_S = 0.25  # a part
 LOAD_S = 0.05  # to join and load a chain or network
 QUANTIZE_CHAIN_S, QUANTIZE_NETWORK_S = 1.0, 6.0  # to quantize it before it is loaded
-REFERENCE_MS = 1.5  # beside each visit
+REFERENCE_MS = 1.0  # the references of a visit
+COLD_VISIT_MS = 4.0
 WARM_S = 2.0  # to start and warm up
 
 
@@ -98,6 +99,7 @@ def batches_of(missing: Sequence[Recipe], config: ProfileConfig) -> list[list[Re
     made = {item.entry: item for item in missing}
     sizes = {
         name: sum(part.bytes for chain in chains_of([item]).values() for part in chain)
+        * config.loads
         for name, item in made.items()
     }
     count = -(-len(made) // config.batch)
@@ -114,8 +116,9 @@ def session_seconds(
     quantize_s = is_int8 * (chains * QUANTIZE_CHAIN_S + networks * QUANTIZE_NETWORK_S)
     timed = chains + networks
     visit_ms = PRIME_MS + SAMPLES_A_VISIT * config.sample_ms + REFERENCE_MS
-    timing_s = timed * visit_ms / 1e3 * -(-config.samples // SAMPLES_A_VISIT)
-    loading_s = exported * EXPORT_S + timed * LOAD_S + quantize_s
+    round_ms = timed * visit_ms + chains * COLD_VISIT_MS
+    timing_s = round_ms / 1e3 * -(-config.samples // SAMPLES_A_VISIT)
+    loading_s = exported * EXPORT_S + timed * LOAD_S * config.loads + quantize_s
     return loading_s + WARM_S + max(timing_s, config.spread_s)
 
 

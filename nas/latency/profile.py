@@ -19,6 +19,7 @@ from nas.latency.measure import (
     PRIME_MS,
     ProfileConfig,
     Progress,
+    cold_name,
 )
 from nas.latency.plan import (
     batch_seconds,
@@ -32,7 +33,7 @@ from nas.latency.sessions import Benches, Sessions, Teller, child_bench
 from nas.latency.table import Entry, LatencyTable
 from nas.latency.timing import SAMPLES_A_VISIT, Series, grade
 from nas.space import SearchSpace
-from nas.target import ONNX, Target
+from nas.target import ONNX, RUNTIMES, Target
 
 STANDARD_ERROR = 1.2533 / 1.349  # of a median: times interquartile range by root of samples
 MAX_ERROR_A, MAX_ERROR_B = 0.02, 0.05  # standard error by price
@@ -120,7 +121,10 @@ def _add(
     table: LatencyTable, batch: Sequence[Recipe], sessions: Sessions, *, strict: bool
 ) -> tuple[LatencyTable, UnreliableTiming | None]:
     """Return the table with what could be measured, and an error for what could not."""
-    table, series = sessions.time(table, chains_of(batch), "parts")
+    facts = RUNTIMES.get(table.target.runtime)
+    has_caches = facts is not None and not facts.accelerator  # that a processor could empty
+    cold = {chain_name(chain) for item in batch for chain, _ in item.terms if has_caches}
+    table, series = sessions.time(table, chains_of(batch), "parts", cold=sorted(cold))
     entries = dict(table.entries)
     unclear: UnreliableTiming | None = None
     for item in batch:
@@ -140,26 +144,29 @@ def _calibrate(
     drawn = [largest, *others]
     blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
     table, series = sessions.networks(table, blocks)
-    measured = {name: float(np.median(series[name].clean_ms)) for name in blocks}
+    measured = {name: series[name].median_ms for name in blocks}
     return calibrated(table, space.name, blocks, measured)
 
 
 def entry(recipe: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entry:
     """Return what a recipe's chains say of its entry.
 
-    The price is a sum of medians. Its samples, for p10 and p90, are the same sum over the clean
-    samples of the chains, taken together in order of time. A price that is not told from zero
-    (below its standard error) is never 0: it is set to that error, with grade C, and `by` says so.
+    The price is a sum of medians, as is the price with cold caches, which is never lower. Its
+    samples, for p10 and p90, are the same sum over the clean samples of the chains, taken together
+    in order of time. A price that is not told from zero (below its standard error) is never 0: it
+    is set to that error, with grade C, and `by` says so.
 
     Raises:
         UnreliableTiming: a chain has too few clean samples; or, if strict, the grade is C.
     """
     used = {chain_name(chain): weight for chain, weight in recipe.terms}
-    for name in (*used, chain_name(recipe.alone)):
+    cold = {cold_name(name): weight for name, weight in used.items() if cold_name(name) in series}
+    for name in (*used, *cold, chain_name(recipe.alone)):
         series[name].require(f"{recipe.entry} ({name})", strict=False)
     count = min(len(series[name].clean_ms) for name in used)
     samples = sum((w * series[name].clean_ms[:count] for name, w in used.items()), np.zeros(count))
-    ms = sum(weight * float(np.median(series[name].clean_ms)) for name, weight in used.items())
+    ms = sum(weight * series[name].median_ms for name, weight in used.items())
+    cold_ms = sum(weight * series[name].median_ms for name, weight in cold.items())
     p10, low, high, p90 = (float(value) for value in np.quantile(samples, [0.1, 0.25, 0.75, 0.9]))
     error_ms = STANDARD_ERROR * (high - low) / count**0.5
     letter = _grade([series[name] for name in used], error_ms / ms if ms > 0 else np.inf)
@@ -173,7 +180,8 @@ def entry(recipe: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entr
         )
     return Entry(
         ms=round(ms, 7),
-        isolated_ms=round(float(np.median(series[chain_name(recipe.alone)].clean_ms)), 7),
+        cold_ms=round(max(cold_ms, ms), 7) if cold else None,
+        isolated_ms=round(series[chain_name(recipe.alone)].median_ms, 7),
         p10=round(p10, 7),
         p90=round(p90, 7),
         clean=min(int(series[name].is_clean.sum()) for name in used),

@@ -21,7 +21,7 @@ import numpy as np
 
 from nas.errors import ConfigError, CorruptFile, DeviceError, NasError, TryAgain
 from nas.files import digest_file
-from nas.latency.bench import MAX_RUN_MS, REFERENCE, Bench, Times, Visit
+from nas.latency.bench import MAX_RUN_MS, Bench, Times, Visit
 from nas.latency.measure import ProfileConfig
 from nas.latency.protocol import (
     MAX_ANSWER_BYTES,
@@ -93,7 +93,7 @@ class RemoteAgent:
 
     def bench(self, target: Target, config: ProfileConfig) -> AbstractContextManager[Bench]:
         """Return a Bench there; this is what `profile(benches=...)` takes."""
-        return RemoteBench(self, target, timeout_s=config.timeout_s)
+        return RemoteBench(self, target, timeout_s=config.timeout_s, loads=config.loads)
 
     def ask(
         self, method: str, path: str, body: dict[str, Any] | bytes = b"", *, wait_s: float = 30.0
@@ -160,10 +160,14 @@ class RemoteBench:
         agent: The agent.
         target: One of its targets.
         timeout_s: How long its child may say nothing beyond what its work should take.
+        loads: How often it loads each network.
     """
 
-    def __init__(self, agent: RemoteAgent, target: Target, *, timeout_s: float = 60.0) -> None:
-        self._agent, self._target, self._timeout_s = agent, target, timeout_s
+    def __init__(
+        self, agent: RemoteAgent, target: Target, *, timeout_s: float = 60.0, loads: int = 1
+    ) -> None:
+        self._agent, self._target = agent, target
+        self._timeout_s, self._loads = timeout_s, loads
         self._session = ""
         self._paths: dict[str, Path] = {}
         self._run_ms: dict[str, float] = {}
@@ -191,7 +195,7 @@ class RemoteBench:
         return self._run_ms[name]
 
     def unload(self) -> None:
-        """Forget every network but the reference."""
+        """Forget every network."""
         self._paths.clear()
         self._again(lambda: self._post("unload", {}))
         self._run_ms.clear()
@@ -213,6 +217,7 @@ class RemoteBench:
             "client": self._agent.client,
             "target": self._target.to_json(),
             "timeout_s": self._timeout_s,
+            "loads": self._loads,
         }
         answer = self._agent.ask("POST", "/v1/sessions", about, wait_s=self._timeout_s + 30)
         session = answer.get("session")
@@ -262,13 +267,12 @@ class RemoteBench:
 
     def _expected_ms(self, visits: Sequence[Visit]) -> float:
         return sum(
-            (visit.prime + visit.loops * visit.samples)
-            * (0.1 if visit.name == REFERENCE else self._run_ms.get(visit.name, 1.0))
+            (visit.prime + visit.loops * visit.samples) * self._run_ms.get(visit.name, 1.0)
             for visit in visits
         )
 
     def _run(self, visits: Sequence[Visit]) -> list[Times]:
-        rows = [[visit.name, visit.prime, visit.loops, visit.samples] for visit in visits]
+        rows = [[v.name, v.prime, v.loops, v.samples, v.cold] for v in visits]
         expected_ms = self._expected_ms(visits)
         times = self._post("run", {"visits": rows}, expected_ms=expected_ms).get("times")
         if not isinstance(times, list) or len(times) != len(visits):
@@ -279,8 +283,8 @@ class RemoteBench:
     def _samples(self, visit: Visit, rows: Any) -> Times:
         if not isinstance(rows, list) or len(rows) != visit.samples:
             raise self._agent.nonsense(f"not {visit.samples} samples of {visit.name}")
-        pairs = [row if isinstance(row, list) and len(row) == 2 else [None, None] for row in rows]
-        return np.array([[self._checked(value, visit.name) for value in pair] for pair in pairs])
+        rows = [row if isinstance(row, list) and len(row) == 3 else [None] for row in rows]
+        return np.array([[self._checked(value, visit.name) for value in row] for row in rows])
 
     def _checked(self, ms: Any, name: str) -> float:
         is_number = isinstance(ms, int | float) and not isinstance(ms, bool)

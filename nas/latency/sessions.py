@@ -9,7 +9,7 @@ a few entries of the table are timed again, alone, and the median of new by old 
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 Benches = Callable[[Target, ProfileConfig], AbstractContextManager[Bench]]
 
-ANCHORS = 8
+ANCHORS = 16
 EXPORTED, LOADED = 0.35, 0.45  # shares of a session's time by then
 
 
 def child_bench(target: Target, config: ProfileConfig) -> AbstractContextManager[Bench]:
     """Return a bench in a child process of its own."""
-    return ChildBench(target, timeout_s=config.timeout_s)
+    return ChildBench(target, timeout_s=config.timeout_s, loads=config.loads)
 
 
 class Teller:
@@ -92,9 +92,14 @@ class Sessions:
         self._workshop, self._benches, self._teller = workshop, benches, teller
 
     def time(
-        self, table: LatencyTable, chains: Mapping[str, Chain], what: str
+        self,
+        table: LatencyTable,
+        chains: Mapping[str, Chain],
+        what: str,
+        *,
+        cold: Collection[str] = (),
     ) -> tuple[LatencyTable, dict[str, Series]]:
-        """Return the samples of chains, as if taken when the table was begun.
+        """Return the samples of chains, as if taken when the table was begun; of some cold too.
 
         The table comes back knowing this session: `reference_ms`, the lowest seen, and `drift`,
         what this session's times were divided by.
@@ -112,6 +117,8 @@ class Sessions:
                     paths,
                     self._config,
                     threads=self._target.threads,
+                    reference_ms=table.reference_ms,
+                    cold=cold,
                     tick=lambda share: self._teller.tell(
                         LOADED + (1 - LOADED) * share, f"timing {what}"
                     ),
@@ -120,7 +127,9 @@ class Sessions:
         drift = drift_of(table, {name: series[name] for name in anchors})
         seen_ms = min(item.reference_ms for item in series.values())
         scaled = {
-            name: replace(series[name], all_ms=series[name].all_ms / drift) for name in chains
+            name: replace(item, all_ms=item.all_ms / drift)
+            for name, item in series.items()
+            if name not in anchors or name in chains
         }
         return _noted(table, seen_ms, drift), scaled
 
@@ -136,7 +145,8 @@ class Sessions:
             UnreliableTiming: a network has too few clean samples; or, if strict, is grade C.
         """
         chains = {name: parts_of(blocks) for name, blocks in networks.items()}
-        sizes = {name: sum(part.bytes for part in chain) for name, chain in chains.items()}
+        loads = self._config.loads
+        sizes = {name: loads * sum(part.bytes for part in chain) for name, chain in chains.items()}
         series: dict[str, Series] = {}
         for group in by_bytes(sizes):
             seconds = session_seconds(self._config, self._target, networks=len(group))
@@ -163,7 +173,7 @@ def anchors_of(table: LatencyTable) -> dict[str, Chain]:
 def drift_of(table: LatencyTable, anchors: Mapping[str, Series]) -> float:
     """Return how much slower a session was than the table's times: 1 is neither."""
     ratios = [
-        float(np.median(series.clean_ms)) / table.entries[name].isolated_ms
+        series.median_ms / table.entries[name].isolated_ms
         for name, series in anchors.items()
         if series.is_clean.sum() >= MIN_CLEAN
     ]

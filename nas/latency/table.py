@@ -21,8 +21,9 @@ UNIT = "ms"
 MAX_MS = 1e6
 GRADES = ("A", "B", "C")
 AFFINE, PARTS = "affine", "parts"
-MS_PER_MB, KNEE_MB = "ms_per_mb", "knee_mb"
-SHARPNESS = 8  # of the knee: how suddenly weights stop to fit
+COLD, MS_PER_MB, KNEE_MB = "cold", "ms_per_mb", "knee_mb"
+SHARPNESS = 6  # of the knee: how suddenly a network stops to fit
+PART_MB = 0.02  # what a part's code, kernels and tensors take beside its weights
 TABLES = Path("runs/tables")
 
 Codes = npt.NDArray[np.int64]
@@ -33,8 +34,9 @@ Costs = npt.NDArray[np.float64]
 class Entry:
     """The price of one part or block, and how well it is known.
 
-    `ms` is what it adds to a network (see nas/latency/recipes.py), `isolated_ms` what it takes as
-    a network of its own; p10 and p90 are of samples of `ms`; `clean` of `taken` samples counted.
+    `ms` is what it adds to a network (see nas/latency/recipes.py), `cold_ms` what it adds where
+    the processor's own caches hold nothing of it (None: not measured), `isolated_ms` what it takes
+    as a network of its own; p10 and p90 are of samples of `ms`; `clean` of `taken` samples counted.
     """
 
     ms: float
@@ -45,13 +47,14 @@ class Entry:
     taken: int
     grade: str
     by: str
+    cold_ms: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("ms", "isolated_ms"):
-            if not 0 < getattr(self, name) <= MAX_MS:
+        for name in ("ms", "isolated_ms", "cold_ms"):
+            value = getattr(self, name)
+            if (value is not None or name != "cold_ms") and not 0 < value <= MAX_MS:
                 raise ValueError(
-                    f"{name} must be above 0 and at most {MAX_MS:,.0f}, "
-                    f"but is {getattr(self, name)}."
+                    f"{name} must be above 0 and at most {MAX_MS:,.0f}, but is {value}."
                 )
         if not (math.isfinite(self.p10) and math.isfinite(self.p90)):
             raise ValueError(f"p10 and p90 must be numbers, but are {self.p10} and {self.p90}.")
@@ -65,9 +68,11 @@ class Entry:
 class Calibration:
     """What a sum of entries becomes in one space, in ms; `coefficients` say how.
 
-    constant + scale * sum; where there is a `scale_<kind>`, parts of that kind have that one. With
-    `ms_per_mb` and `knee_mb`, weights of so many megabytes add ms_per_mb * megabytes *
-    `cold_share(megabytes, knee_mb)`. The form is "affine" with constant and scale, else "parts".
+    constant + scale * sum; where there is a `scale_<kind>`, parts of that kind have that one. What
+    does not stay in the processor's own caches from one run to the next is dearer: with `knee_mb`
+    comes `cold_share(footprint, knee_mb)` of what `cold` * (sum of cold_ms - ms) and `ms_per_mb` *
+    megabytes of weights add, one of them or both. The form is "affine" with constant and scale,
+    else "parts".
 
     `fitted_on` is {id: measured ms} of the whole architectures it rests on, the space's largest
     among them. `held_out` are relative errors on networks the fit had not seen: `mean` and `worst`,
@@ -82,22 +87,26 @@ class Calibration:
     def __post_init__(self) -> None:
         names = self.coefficients.keys()
         scales = [name for name in names if name == "scale" or name.startswith("scale_")]
-        memory = {MS_PER_MB, KNEE_MB} & names
-        is_whole = {"constant", "scale", *scales, *memory} == names and len(memory) in (0, 2)
+        adds = {COLD, MS_PER_MB} & names
+        memory = adds | {KNEE_MB} if adds else set()
+        is_whole = {"constant", "scale", *scales, *memory} == names
         is_plain = names == {"constant", "scale"}
         if not is_whole or self.form != (AFFINE if is_plain else PARTS):
             raise ValueError(
                 f"a calibration is {AFFINE} with constant and scale, or {PARTS} with scale_<kind> "
-                f"or {MS_PER_MB} and {KNEE_MB} as well, but is {self.form} with {sorted(names)}."
+                f"or with {KNEE_MB} and {COLD} or {MS_PER_MB} as well, but is {self.form} with "
+                f"{sorted(names)}."
             )
         if not all(map(math.isfinite, [*self.coefficients.values(), *self.held_out.values()])):
             raise ValueError(f"coefficients and errors must be numbers: {self.coefficients}.")
         positive = [*scales, *({KNEE_MB} & names)]
-        if (
-            any(self.coefficients[n] <= 0 for n in positive)
-            or self.coefficients.get(MS_PER_MB, 0) < 0
+        if any(self.coefficients[n] <= 0 for n in positive) or any(
+            self.coefficients[name] < 0 for name in adds
         ):
-            raise ValueError(f"scales and knee must be above 0, not {self.coefficients}.")
+            raise ValueError(
+                f"scales and knee must be above 0 and {COLD} and {MS_PER_MB} not below, not "
+                f"{self.coefficients}."
+            )
         if not all(0 < ms <= MAX_MS for ms in self.fitted_on.values()):
             raise ValueError(f"fitted_on must be times above 0, but is {self.fitted_on!r:.80}.")
 
@@ -106,23 +115,48 @@ class Calibration:
         return self.coefficients.get(f"scale_{kind}", self.coefficients["scale"])
 
     @property
-    def counts_bytes(self) -> bool:
-        """Whether weights cost time beside the entries."""
-        return MS_PER_MB in self.coefficients
+    def counts_cold(self) -> bool:
+        """Whether it needs entries that were measured with cold caches."""
+        return COLD in self.coefficients
 
-    def total(self, scaled_ms: Costs, size_bytes: Costs) -> Costs:
-        """Return calibrated ms for sums of scaled entries and bytes of weights, of one shape."""
+    @property
+    def counts_memory(self) -> bool:
+        """Whether a network that does not stay in the caches costs more than the sum of entries."""
+        return KNEE_MB in self.coefficients
+
+    def extra_ms(self, block: Block, cold_ms: float) -> float:
+        """Return what a block adds where nothing of it is cached, from its own cold extra."""
+        megabytes = block.bytes / 1e6
+        rates = self.coefficients
+        return rates.get(COLD, 0.0) * cold_ms + rates.get(MS_PER_MB, 0.0) * megabytes
+
+    def total(self, scaled_ms: Costs, extra_ms: Costs, footprint: Costs) -> Costs:
+        """Return calibrated ms of networks, all arrays of one shape.
+
+        Args:
+            scaled_ms: Sums of scaled entries.
+            extra_ms: Sums of `extra_ms` over their blocks.
+            footprint: Sums of `footprint_mb` over their blocks.
+        """
         total_ms: Costs = scaled_ms + self.coefficients["constant"]
-        if self.counts_bytes:
-            megabytes = size_bytes / 1e6
-            share = cold_share(megabytes, self.coefficients[KNEE_MB])
-            total_ms = total_ms + self.coefficients[MS_PER_MB] * megabytes * share
+        if self.counts_memory:
+            total_ms = total_ms + extra_ms * cold_share(footprint, self.coefficients[KNEE_MB])
         return total_ms
 
 
-def cold_share(megabytes: Costs, knee_mb: float) -> Costs:
-    """Return the share (0 to 1) of weights no longer cached when their turn comes again."""
-    share: Costs = 1.0 / (1.0 + (knee_mb / np.maximum(megabytes, 1e-9)) ** SHARPNESS)
+def footprint_mb(block: Block) -> float:
+    """Return about how much of the caches a block takes."""
+    return block.bytes / 1e6 + PART_MB * len(block.parts())
+
+
+def cold_share(footprint: Costs, knee_mb: float) -> Costs:
+    """Return the share (0 to 1) of a network no longer cached when its turn comes again.
+
+    Args:
+        footprint: Sums of `footprint_mb`, any shape.
+        knee_mb: Where it is a half.
+    """
+    share: Costs = 1.0 / (1.0 + (knee_mb / np.maximum(footprint, 1e-9)) ** SHARPNESS)
     return share
 
 
@@ -269,8 +303,16 @@ class LatencyTable:
         fit = self._calibration(space)
         if fit is None:
             return total_ms
-        size_bytes = float(sum(block.bytes for block in parsed))
-        return float(fit.total(np.array(total_ms), np.array(size_bytes)))
+        extra_ms = sum(self._extra_ms(block, fit) for block in parsed)
+        footprint = sum(map(footprint_mb, parsed))
+        return float(fit.total(np.array(total_ms), np.array(extra_ms), np.array(footprint)))
+
+    def cold_ms(self, block: Block) -> float | None:
+        """Return what cold caches add to a block's price; None if it was not measured."""
+        entries = [self.entries[name] for name in self._names(block)]
+        if any(entry.cold_ms is None for entry in entries):
+            return None
+        return sum(entry.cold_ms - entry.ms for entry in entries if entry.cold_ms is not None)
 
     def isolated(self, blocks: Sequence[Block]) -> float:
         """Return the sum in ms of the blocks' parts each timed alone: the naive estimate."""
@@ -290,10 +332,21 @@ class LatencyTable:
         fit = self._calibration(space)
         if fit is None:
             return additive
-        if not fit.counts_bytes:
-            return lambda codes: fit.total(additive(codes), np.zeros(len(codes)))
-        sizes = space.pricer(lambda block: float(block.bytes))
-        return lambda codes: fit.total(additive(codes), sizes(codes))
+        if not fit.counts_memory:
+            return lambda codes: additive(codes) + fit.coefficients["constant"]
+        extra = space.pricer(lambda block: self._extra_ms(block, fit))
+        footprint = space.pricer(footprint_mb)
+        return lambda codes: fit.total(additive(codes), extra(codes), footprint(codes))
+
+    def _extra_ms(self, block: Block, fit: Calibration) -> float:
+        cold_ms = self.cold_ms(block) if fit.counts_cold else 0.0
+        if cold_ms is None:
+            raise ConfigError(
+                f"the latency table {self.path or self.target.id} does not say what {block} costs "
+                "with cold caches, which its calibration counts. Delete it and run `nas profile` "
+                "again."
+            )
+        return fit.extra_ms(block, cold_ms)
 
     def _names(self, block: Block) -> tuple[str, ...]:
         whole = str(block)

@@ -67,6 +67,11 @@ class Series:
             return None
         return abs(float(np.median(even) / np.median(odd)) - 1)
 
+    @property
+    def median_ms(self) -> float:
+        """Median of the clean samples."""
+        return float(np.median(self.clean_ms))
+
     def require(self, name: str, *, strict: bool) -> None:
         """Raise UnreliableTiming if there is too little to believe; any grade C if strict."""
         clean, taken = int(self.is_clean.sum()), len(self.all_ms)

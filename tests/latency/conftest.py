@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nas.block import Block, parse
-from nas.latency.bench import REFERENCE, Visit
+from nas.latency.bench import Visit
 from nas.latency.measure import ProfileConfig
 from nas.target import Device, Target
 
@@ -73,6 +73,7 @@ class FakeBench:
         self.cost, self.busy, self.slow, self.jitter = cost, busy, slow, jitter
         self.cpu_per_wall = cpu_per_wall
         self.true_ms: dict[str, float] = {}
+        self.extra_ms: dict[str, float] = {}  # of cold caches
         self.loaded: list[str] = []
         self.rounds: list[list[Visit]] = []
         self._rng = np.random.default_rng(seed)
@@ -82,12 +83,13 @@ class FakeBench:
     def load(self, name: str, path: Path) -> float:
         nodes = onnx.load(str(path)).graph.node
         self.true_ms[name] = self.cost([parse(node.name.rpartition("/")[2]) for node in nodes])
+        self.extra_ms[name] = 0.2 * self.true_ms[name]
         self.loaded.append(name)
         self._now_s += 0.01
         return self.true_ms[name] * 1.3  # the first runs are cold
 
     def unload(self) -> None:
-        self.true_ms = {REFERENCE: REFERENCE_MS}
+        self.true_ms.clear()
 
     def run(self, visits: Sequence[Visit]) -> list[npt.NDArray[np.float64]]:
         self.rounds.append(list(visits))
@@ -101,12 +103,15 @@ class FakeBench:
         rows = []
         for _ in range(visit.samples):
             state = self._machine()
-            wall_ms = self.true_ms[visit.name] * (1 + self.jitter * abs(self._rng.normal()))
+            wall_ms = self.true_ms[visit.name] + visit.cold * self.extra_ms[visit.name]
+            wall_ms *= 1 + self.jitter * abs(self._rng.normal())
             wall_ms *= 1 / 0.6 if state == "slow" else 1.0
             cpu_ms = wall_ms * self.cpu_per_wall
             wall_ms *= self._rng.uniform(1.3, 4.0) if state == "busy" else 1.0
             self._now_s += wall_ms * visit.loops / 1e3
-            rows.append((wall_ms, cpu_ms))
+            reference_ms = REFERENCE_MS * (1 + self.jitter * abs(self._rng.normal()))
+            reference_ms *= 1 / 0.6 if state == "slow" else 1.0
+            rows.append((wall_ms, cpu_ms, reference_ms))
         return np.array(rows)
 
     def _machine(self) -> str:

@@ -29,6 +29,7 @@ from nas.latency.agent_http import AgentServer
 from nas.latency.bench import Bench, Visit
 from nas.latency.file_store import FileStore, check_onnx
 from nas.latency.protocol import (
+    PROTOCOL,
     PROTOCOL_HEADER,
     VERSION_HEADER,
     error_answer,
@@ -86,7 +87,7 @@ def ask(
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     given: dict[str, str | None] = {
         "Authorization": f"Bearer {TOKEN}",
-        PROTOCOL_HEADER: "1",
+        PROTOCOL_HEADER: str(PROTOCOL),
         VERSION_HEADER: release(),
         "Content-Length": str(len(raw)),
     }
@@ -187,7 +188,7 @@ def test_long_work_is_asked_for_in_pieces(serve: Served, target: Target, tmp_pat
             import numpy as np
 
             self.asked.append(len(visits))
-            return [np.full((visit.samples, 2), 3000.0) for visit in visits]
+            return [np.full((visit.samples, 3), 3000.0) for visit in visits]
 
         def seconds(self) -> float:
             return 0.0
@@ -212,7 +213,7 @@ def test_without_the_token_nothing_is_answered(serve: Served, given: str | None)
 @pytest.mark.parametrize(
     ("versions", "names"),
     [
-        ({PROTOCOL_HEADER: "2"}, "protocol 2"),
+        ({PROTOCOL_HEADER: "1"}, "protocol 1 of"),
         ({VERSION_HEADER: "9.9"}, r"hybrid-nas 9\.9"),
         ({VERSION_HEADER: None}, "hybrid-nas None"),
     ],
@@ -225,18 +226,21 @@ def test_another_version_is_refused_by_the_agent_naming_both(
     with serve() as server:
         status, answer = ask(server, "GET", "/v1/target", **versions)
     message = answer["error"]["message"]
-    assert status == 426 and re.search(names, message) and "this is protocol 1 of" in message
+    assert status == 426 and re.search(names, message) and "this is protocol 2 of" in message
 
 
+ABOUT: dict[str, Any] = {"client": "0" * 32, "timeout_s": 5, "loads": 1}
 GARBAGE: list[tuple[str, str, Any, int]] = [
     ("POST", "/v1/sessions", b"not json", 400),
     ("POST", "/v1/sessions", b"[" * 100_000, 400),
     ("POST", "/v1/sessions", b"[1]", 400),
     ("POST", "/v1/sessions", {"client": "a"}, 400),
-    ("POST", "/v1/sessions", {"client": "../x", "target": {}, "timeout_s": 1}, 400),
-    ("POST", "/v1/sessions", {"client": "0" * 32, "target": {"x": 1}, "timeout_s": 1}, 400),
-    ("POST", "/v1/sessions", {"client": "0" * 32, "target": {}, "timeout_s": -1}, 400),
-    ("POST", "/v1/sessions", b'{"client": 1, "target": {}, "timeout_s": NaN}', 400),
+    ("POST", "/v1/sessions", {**ABOUT, "client": "../x", "target": {}}, 400),
+    ("POST", "/v1/sessions", {**ABOUT, "target": {"x": 1}}, 400),
+    ("POST", "/v1/sessions", {**ABOUT, "target": {}, "timeout_s": -1}, 400),
+    ("POST", "/v1/sessions", {**ABOUT, "target": {}, "loads": 10**9}, 400),
+    ("POST", "/v1/sessions", {**ABOUT, "target": {}, "loads": True}, 400),
+    ("POST", "/v1/sessions", b'{"client": 1, "target": {}, "timeout_s": NaN, "loads": 1}', 400),
     ("POST", "/v1/sessions/abc/run", {"visits": []}, 404),
     ("POST", "/v1/sessions/abc/shell", {}, 404),
     ("PUT", "/v1/files/../../etc/passwd", b"x", 404),
@@ -282,15 +286,16 @@ def test_what_is_too_large_is_refused_before_it_is_read(
     ("rows", "says"),
     [
         ([], "list of 1 to"),
-        ([["reference", 0, 1, 1]] * 2001, "list of 1 to"),
-        ([["reference", 0, 1, 10**9]], "0 to|1 to"),
-        ([["reference", -1, 1, 1]], "0 to"),
-        ([["reference", 0, True, 1]], "1 to"),
-        ([["reference", 0, 1.5, 1]], "1 to"),
-        ([["dw_r4_c8", 10**6, 10**6, 1000]], "120 s of runs"),
-        ([["reference", 0, 1]], "a visit is"),
-        ("reference", "list of 1 to"),
-        ([["ghost", 0, 1, 1]], "no network 'ghost'"),
+        ([["dw_r4_c8", 0, 1, 1, False]] * 2001, "list of 1 to"),
+        ([["dw_r4_c8", 0, 1, 10**9, False]], "0 to|1 to"),
+        ([["dw_r4_c8", -1, 1, 1, False]], "0 to"),
+        ([["dw_r4_c8", 0, True, 1, False]], "1 to"),
+        ([["dw_r4_c8", 0, 1.5, 1, False]], "1 to"),
+        ([["dw_r4_c8", 0, 1, 1, 1]], "cold must be"),
+        ([["dw_r4_c8", 10**6, 10**6, 1000, False]], "120 s of runs"),
+        ([["dw_r4_c8", 0, 1, 1]], "a visit is"),
+        ("dw_r4_c8", "list of 1 to"),
+        ([["ghost", 0, 1, 1, False]], "no network 'ghost'"),
     ],
 )
 def test_visits_beyond_the_limits_are_refused(
@@ -310,10 +315,9 @@ def test_visits_beyond_the_limits_are_refused(
 def test_only_runtimes_known_by_name_and_this_machine_s_targets_are_started(
     serve: Served, target: Target
 ) -> None:
-    about: dict[str, Any] = {"client": "0" * 32, "timeout_s": 5}
     with serve() as server:
         for change in ({"runtime": "sh"}, {"precision": "int3"}):
-            body = {**about, "target": target.to_json() | change}
+            body = {**ABOUT, "target": target.to_json() | change}
             status, answer = ask(server, "POST", "/v1/sessions", body)
             assert (status, answer["error"]["type"]) == (500, "DeviceError")
     with pytest.raises(DeviceError, match="cannot time"):
@@ -479,7 +483,7 @@ def test_a_client_that_was_cut_off_in_a_request_goes_on_behind_it(
             bench.load("dw_r4_c8", save_conv(tmp_path / "a.onnx"))
             path = f"/v1/sessions/{bench._session}/run"
             with pytest.raises(Exception, match="timed out"):
-                agent.ask("POST", path, {"visits": [["dw_r4_c8", 0, 1, 1]]}, wait_s=0.1)
+                agent.ask("POST", path, {"visits": [["dw_r4_c8", 0, 1, 1, False]]}, wait_s=0.1)
             threading.Timer(0.3, go_on.set).start()
             bench._begin()
             bench.unload()

@@ -1,14 +1,18 @@
 """The child process that measures: dead, silent, lying, and in order."""
 
+import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nas.errors import DeviceError
-from nas.latency.bench import REFERENCE, ChildBench, Visit
+from nas.latency.bench import ChildBench, Visit
+from nas.latency.worker import Worker, evictor_bytes
 from nas.target import Target
 
 FAKE_WORKER = """
@@ -20,7 +24,7 @@ for line in sys.stdin:
         trace = request["trace"]
     answer = {"ok": {"version": "1", "run_ns": 1000}}
     if verb == "run":
-        answer = {"ok": [[[1000, 1000]] * visit[3] for visit in request["visits"]]}
+        answer = {"ok": [[[1000, 1000, 700]] * visit[3] for visit in request["visits"]]}
     %s
     print(json.dumps(answer), flush=True)
 """
@@ -62,8 +66,9 @@ AT_RUN = "if verb == 'run': open(trace, 'w').write('dw_r4_c8   '); "
         (AT_RUN + "os._exit(1)", "dw_r4_c8: the process that measures ended with code 1"),
         (AT_RUN + "answer = {'ok': []}", "dw_r4_c8: .*not a list of visits"),
         (AT_RUN + "answer = {'ok': [[[1, 1]]]}", "dw_r4_c8: .*too few samples"),
-        (AT_RUN + "answer = {'ok': [[[1, 1], [1], [1, 1]]]}", "dw_r4_c8: .*no number"),
-        (AT_RUN + "answer = {'ok': [[[0, 1]] * 3]}", "dw_r4_c8: .*0 ns, which no run takes"),
+        (AT_RUN + "answer = {'ok': [[[1, 1, 1], [1, 1], [1, 1, 1]]]}", "dw_r4_c8: .*no number"),
+        (AT_RUN + "answer = {'ok': [[[0, 1, 1]] * 3]}", "dw_r4_c8: .*0 ns, which no run takes"),
+        (AT_RUN + "answer = {'ok': [[[1, 1, -1]] * 3]}", "dw_r4_c8: .*-1 ns, which no run takes"),
     ],
 )
 def test_whatever_the_child_does_is_an_error_that_names_the_network(
@@ -91,19 +96,17 @@ def test_times_are_of_one_run_in_milliseconds(tmp_path: Path, here: Target) -> N
     with bench_that("", tmp_path, here) as bench:
         assert bench.load("dw_r4_c8", tmp_path / "x.onnx") == 1e-3
         (times,) = bench.run([VISIT])
-    assert times.tolist() == [[0.5e-3, 0.5e-3]] * 3
+    assert times.tolist() == [[0.5e-3, 0.5e-3, 0.7e-3]] * 3  # the reference ran once
 
 
 def test_a_sample_whose_processor_time_was_not_accounted_does_not_count_and_stops_nothing(
     tmp_path: Path, here: Target
 ) -> None:
-    reference = Visit(name=REFERENCE, prime=1, loops=1, samples=1)
-    does = AT_RUN + "answer = {'ok': [[[9000, 0]] * 3, [[500, 0]]]}"
+    does = AT_RUN + "answer = {'ok': [[[9000, 0, 500]] * 3]}"
     with bench_that(does, tmp_path, here) as bench:
         bench.load("dw_r4_c8", tmp_path / "x.onnx")
-        times, beside = bench.run([VISIT, reference])
+        (times,) = bench.run([VISIT])
     assert (times[:, 0] / times[:, 1] > 1000).all()  # waited for a processor, so to say
-    assert beside.tolist() == [[0.5e-3, 0.5e-3]]
 
 
 def test_the_child_is_gone_when_the_context_ends(tmp_path: Path, here: Target) -> None:
@@ -133,13 +136,56 @@ def test_the_real_worker_times_a_real_network_and_survives_a_bad_file(
             bench.load("broken", tmp_path / "bad.onnx")
         assert bench.load("conv", write_conv(tmp_path / "conv.onnx")) > 0
         visits = [
-            Visit(name=REFERENCE, prime=1, loops=2, samples=1),
             Visit(name="conv", prime=2, loops=5, samples=4),
+            Visit(name="conv", prime=1, loops=5, samples=2, cold=True),
         ]
-        reference, conv = bench.run(visits)
-    assert reference.shape == (1, 2)
-    assert conv.shape == (4, 2)
-    assert (conv > 0).all()
+        warm, cold = bench.run(visits)
+    assert warm.shape == (4, 3)
+    assert cold.shape == (2, 3)
+    assert (warm > 0).all()
+    assert (cold > 0).all()
+
+
+def test_the_child_is_of_this_package_wherever_the_command_is_run(
+    tmp_path: Path, here: Target, write_conv: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nas").mkdir()
+    (tmp_path / "nas" / "__init__.py").write_text("raise SystemExit('another package')")
+    monkeypatch.chdir(tmp_path)
+    with ChildBench(here) as bench:
+        assert bench.load("conv", write_conv(tmp_path / "conv.onnx")) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "megabytes"), [("2048K", 4), ("16384K", 32), ("512K", 4), ("1048576K", 64), ("?", 4)]
+)
+def test_caches_are_emptied_by_twice_the_second_level(
+    tmp_path: Path, text: str, megabytes: int
+) -> None:
+    (tmp_path / "size").write_text(text + "\n")
+    assert evictor_bytes(tmp_path / "size") == megabytes * 1024**2
+    assert evictor_bytes(tmp_path / "none") == 4 * 1024**2
+
+
+def test_visits_take_turns_with_the_loads_of_a_network(
+    tmp_path: Path, here: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[int] = []
+
+    class Counted:
+        """A runtime whose loads say when they run."""
+
+        def load(self, path: Path, times: int) -> list[Any]:
+            return [SimpleNamespace(run=partial(order.append, number)) for number in range(times)]
+
+    monkeypatch.setattr("nas.latency.worker.create", lambda target: Counted())
+    worker = Worker()
+    cores = sorted(os.sched_getaffinity(0))
+    worker.start(here.to_json(), cores, str(tmp_path / "trace"), loads=3)
+    worker.load("n", "n.onnx")
+    order.clear()
+    worker.run([("n", 0, 2, 1, False)] * 4)
+    assert order == [0, 0, 1, 1, 2, 2, 0, 0]
 
 
 def test_the_child_gets_the_target_s_threads(tmp_path: Path, here: Target) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from nas.errors import NasError
 from nas.latency import ProfileConfig, compare, profile
-from nas.latency.calibrate import draw, fit
+from nas.latency.calibrate import Networks, draw, fit
 from nas.latency.check import errors_of
 from nas.latency.table import Calibration, cold_share
 from nas.latency.timing import Timing
@@ -72,13 +72,17 @@ def test_networks_are_drawn_once_each_over_all_levels_and_never_those_to_avoid(
 
 
 def fitted(
-    sums: Any, measured: Any, megabytes: Any = 1.0, kinds: dict[str, Any] | None = None
+    sums: Any,
+    measured: Any,
+    megabytes: Any = 1.0,
+    kinds: dict[str, Any] | None = None,
+    cold: Any = None,
 ) -> Calibration:
     by_kind = kinds or {"mlp": np.asarray(sums, dtype=float)}
     count = len(next(iter(by_kind.values())))
-    rows = [{kind: values[index] for kind, values in by_kind.items()} for index in range(count)]
-    truth = {str(index): float(ms) for index, ms in enumerate(measured)}
-    return fit(rows, np.broadcast_to(megabytes, count), truth)
+    size = np.broadcast_to(megabytes, count)
+    networks = Networks(by_kind, cold, size, size, np.asarray(measured, dtype=float))
+    return fit(networks, [str(index) for index in range(count)])
 
 
 def test_a_fit_is_the_line_where_there_is_one_and_nothing_where_sums_are_right() -> None:
@@ -101,7 +105,19 @@ def test_a_fit_finds_the_size_from_which_weights_cost_time_and_what_they_cost() 
     assert made.coefficients["knee_mb"] == pytest.approx(1.3, rel=0.4)
     assert made.coefficients["ms_per_mb"] == pytest.approx(0.1, rel=0.15)
     assert made.held_out["mean"] < 0.02 < 0.1 < made.held_out["mean_of_sum"]
-    assert made.total(sums, 1e6 * megabytes) == pytest.approx(measured, rel=0.1)
+    found = made.total(sums, made.coefficients["ms_per_mb"] * megabytes, megabytes)
+    assert found == pytest.approx(measured, rel=0.1)
+
+
+def test_a_fit_finds_the_size_from_which_networks_run_with_cold_caches() -> None:
+    rng = np.random.default_rng(1)
+    sums = np.geomspace(0.1, 3.0, 40)
+    megabytes = 3.0 * sums * rng.uniform(0.7, 1.3, 40)
+    cold = 0.4 * sums * rng.uniform(0.5, 1.5, 40)
+    made = fitted(sums, sums + cold * cold_share(megabytes, 1.3), megabytes, cold=cold)
+    assert made.coefficients["knee_mb"] == pytest.approx(1.3, rel=0.3)
+    assert made.coefficients["cold"] == pytest.approx(1.0, rel=0.1)
+    assert made.held_out["mean"] < 0.02 < 0.1 < made.held_out["mean_of_sum"]
 
 
 def test_a_fit_finds_the_kind_of_part_whose_entries_are_too_low() -> None:
@@ -135,7 +151,7 @@ def test_a_fit_never_turns_the_order_round_nor_goes_below_zero() -> None:
 def test_few_networks_give_a_scale_and_none_an_error() -> None:
     assert fitted([2.0], [3.0]).coefficients["constant"] == 0.0
     with pytest.raises(NasError, match="at least one"):
-        fit([], np.array([]), {})
+        fitted([], [])
 
 
 @pytest.mark.slow

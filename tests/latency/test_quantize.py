@@ -49,7 +49,7 @@ def test_onnxruntime_runs_convolutions_and_products_in_int8(chain: Path, tmp_pat
 
 def test_openvino_runs_convolutions_and_products_in_int8(chain: Path) -> None:
     pytest.importorskip("nncf")
-    runner: Any = runtimes.create(Target.parse("openvino,int8")).load(chain)
+    runner: Any = runtimes.create(Target.parse("openvino,int8")).load(chain)[0]
     found: Counter[tuple[str, str]] = Counter()
     for node in runner.compiled.get_runtime_model().get_ordered_ops():
         about = node.get_rt_info()

@@ -25,7 +25,8 @@ FIT = Calibration(
 MEMORY = Calibration(
     form="parts",
     coefficients={
-        "constant": 0.5, "scale": 1.1, "scale_mlp": 2.0, "ms_per_mb": 3.0, "knee_mb": 0.002,
+        "constant": 0.5, "scale": 1.1, "scale_mlp": 2.0,
+        "cold": 0.8, "ms_per_mb": 3.0, "knee_mb": 0.1,
     },
     fitted_on={"0a1b2c3d4e5f": 0.5},
     held_out={"mean": 0.01, "worst": 0.02, "mean_of_sum": 0.1, "worst_of_sum": 0.2},
@@ -33,8 +34,15 @@ MEMORY = Calibration(
 
 
 def price(ms: float, **changes: Any) -> Entry:
-    values = {"p10": ms * 0.9, "p90": ms * 1.1, "clean": 30, "taken": 40, "grade": "A"}
-    return Entry(**{"ms": ms, "isolated_ms": ms + 1, "by": "slope of 1 and 3", **values, **changes})
+    values: dict[str, Any] = {
+        "p10": ms * 0.9,
+        "p90": ms * 1.1,
+        "clean": 30,
+        "taken": 40,
+        "grade": "A",
+    }
+    values |= {"cold_ms": 1.5 * ms, "isolated_ms": ms + 1, "by": "slope of 1 and 3"}
+    return Entry(**{"ms": ms, **values, **changes})
 
 
 @pytest.fixture
@@ -78,18 +86,27 @@ def test_a_space_s_calibration_is_used_for_that_space_alone(table: LatencyTable)
     assert table.estimate(BLOCKS, "hybrid") == 3.375
 
 
-def test_kinds_have_scales_of_their_own_and_weights_cost_time_from_the_knee_on(
+def test_kinds_have_scales_of_their_own_and_cold_caches_cost_time_from_the_knee_on(
     table: LatencyTable,
 ) -> None:
     fitted = replace(table, calibrations={"tiny": MEMORY})
     megabytes = sum(parse(text).bytes for text in BLOCKS) / 1e6
-    share = 1 / (1 + (0.002 / megabytes) ** 8)
+    share = 1 / (1 + (0.1 / (megabytes + 4 * 0.02)) ** 6)
     parts_ms = 1.1 * (1.0 + 0.25 + 0.125) + 2.0 * 2.0
-    assert fitted.estimate(BLOCKS, "tiny") == pytest.approx(
-        0.5 + parts_ms + 3.0 * megabytes * share
-    )
+    cold_ms = 0.8 * 0.5 * 3.375 + 3.0 * megabytes
+    assert fitted.estimate(BLOCKS, "tiny") == pytest.approx(0.5 + parts_ms + share * cold_ms)
     assert fitted.block_ms(parse(BLOCKS[1]), "tiny") == pytest.approx(1.1 * 0.25 + 4.0)
     assert fitted.block_ms(parse(BLOCKS[1])) == 2.25
+
+
+def test_a_table_that_does_not_know_cold_prices_is_not_priced_with_them(
+    table: LatencyTable,
+) -> None:
+    old = {name: replace(entry, cold_ms=None) for name, entry in table.entries.items()}
+    fitted = replace(table, entries=old, calibrations={"tiny": MEMORY})
+    with pytest.raises(ConfigError, match="stem_.* costs with cold caches.*`nas profile` again"):
+        fitted.estimate(BLOCKS, "tiny")
+    assert fitted.estimate(BLOCKS) == 3.375
 
 
 def test_the_isolated_sum_is_of_parts_timed_alone(table: LatencyTable) -> None:
@@ -265,7 +282,7 @@ def test_a_given_table_is_the_one_that_is_used(
 def test_a_calibration_that_would_turn_the_ranking_round_is_refused() -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         replace(FIT, coefficients={"constant": 1.0, "scale": -1.0})
-    for wrong in ({"scale_mlp": -0.1}, {"knee_mb": 0.0}, {"ms_per_mb": -1.0}):
+    for wrong in ({"scale_mlp": -0.1}, {"knee_mb": 0.0}, {"ms_per_mb": -1.0}, {"cold": -1.0}):
         with pytest.raises(ValueError, match="must be above 0"):
             replace(MEMORY, coefficients={**MEMORY.coefficients, **wrong})
     with pytest.raises(ValueError, match="affine with constant and scale, or parts"):

@@ -25,13 +25,14 @@ class OnnxRuntime:
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._options.log_severity_level = 3
 
-    def load(self, path: Path) -> Runner:
-        """Return a session of the file whose input and output memory is bound once."""
+    def load(self, path: Path, times: int = 1) -> list[Runner]:
+        """Return sessions of the file whose input and output memory is bound once."""
         try:
             if not self._is_int8:
-                return _OnnxRunner(self._session(path))
+                return [_OnnxRunner(self._session(path)) for _ in range(times)]
             with tempfile.TemporaryDirectory() as folder:
-                return _OnnxRunner(self._session(quantize_onnx(path, Path(folder) / path.name)))
+                quantized = quantize_onnx(path, Path(folder) / path.name)
+                return [_OnnxRunner(self._session(quantized)) for _ in range(times)]
         except Exception as error:  # the library has no public root of its errors
             raise DeviceError(
                 f"onnxruntime cannot load {path.name}: {first_line(error)}"

@@ -31,8 +31,8 @@ class OpenVino:
             "ENABLE_HYPER_THREADING": True,  # a thread a logical core, as the target counts them
         }
 
-    def load(self, path: Path) -> Runner:
-        """Return an infer request of the file whose input is set once."""
+    def load(self, path: Path, times: int = 1) -> list[Runner]:
+        """Return infer requests of the file, compiled each, whose input is set once."""
         try:
             model = self._core.read_model(str(path))
             for item in [*model.inputs, *model.outputs]:
@@ -40,7 +40,8 @@ class OpenVino:
                     raise ValueError(f"{item.any_name} must be float of fixed shape, is {item}")
             if self._is_int8:
                 model = quantize_openvino(model)
-            return _OpenVinoRunner(self._core.compile_model(model, "CPU", self._options))
+            compiled = [self._core.compile_model(model, "CPU", self._options) for _ in range(times)]
+            return [_OpenVinoRunner(item) for item in compiled]
         except ImportError:
             raise
         except Exception as error:  # the library raises RuntimeError and others

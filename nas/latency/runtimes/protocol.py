@@ -27,8 +27,11 @@ class Runtime(Protocol):
     wrong in the library comes out as DeviceError, from `load` and from `run` alike.
     """
 
-    def load(self, path: Path) -> Runner:
-        """Return the network in the file, ready to run on random inputs of its own shape."""
+    def load(self, path: Path, times: int = 1) -> list[Runner]:
+        """Return the network in the file so many times, each with memory of its own.
+
+        All are ready to run on random inputs of the network's shape.
+        """
 
 
 def sample_input(shape: Sequence[int], *, seed: int = 0) -> Values:

@@ -6,6 +6,7 @@ result; the time is taken by the processor's clock, launching included.
 """
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable
 from functools import partial
@@ -40,16 +41,19 @@ class TorchEager:
         self._device = torch.device(runtime_facts(target.runtime).accelerator or "cpu")
         self._dtype = torch.float16 if target.precision == "fp16" else torch.float32
 
-    def load(self, path: Path) -> Runner:
+    def load(self, path: Path, times: int = 1) -> list[Runner]:
         """Return the network that the file's parts make, or the one in a timm folder."""
         try:
             model, shape = _folder(path) if path.is_dir() else _chain(path)
             model = fold_norms(model.eval()).requires_grad_(False)
             place = {"device": self._device, "memory_format": torch.channels_last}
-            model = model.to(dtype=self._dtype, **place)  # type: ignore[call-overload]
             x = torch.from_numpy(sample_input((self._batch, *shape)))
             x = x.to(dtype=self._dtype, **place)  # type: ignore[call-overload]
-            return _TorchRunner(self._name, model, x, self._wait)
+            models = [
+                copy.deepcopy(model).to(dtype=self._dtype, **place)  # type: ignore[call-overload]
+                for _ in range(times)
+            ]
+            return [_TorchRunner(self._name, item, x.clone(), self._wait) for item in models]
         except Exception as error:  # torch, timm and safetensors each have their own
             raise DeviceError(
                 f"{self._name} cannot load {path.name}: {first_line(error)}"
