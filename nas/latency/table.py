@@ -1,6 +1,7 @@
 """LatencyTable: what each part costs on one Target, as a JSON file and as prices of networks."""
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,9 @@ from nas.files import digest_json, into, packaged_folder, read_json, to_plain, w
 from nas.space import SearchSpace
 from nas.target import Target
 
-SCHEMA = 1
+logger = logging.getLogger(__name__)
+
+SCHEMA = 2
 UNIT = "ms"
 MAX_MS = 1e6
 GRADES = ("A", "B", "C")
@@ -177,7 +180,7 @@ class LatencyTable:
     # ------------------------------------------------------------ files
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Return the table in a file.
+        """Return the table in a file of this schema or an older one.
 
         Raises:
             CorruptFile: missing, truncated, of another schema, or with a value no device takes.
@@ -189,10 +192,10 @@ class LatencyTable:
                 f"{path} is not a latency table: it must have the keys {', '.join(sorted(known))}. "
                 "Delete it and run `nas profile` again, or choose another --table."
             )
-        if plain["schema"] != SCHEMA or plain["unit"] != UNIT:
+        if plain["schema"] not in range(1, SCHEMA + 1) or plain["unit"] != UNIT:
             raise CorruptFile(
-                f"{path} has schema {plain['schema']!r} in {plain['unit']!r}; schema {SCHEMA} in "
-                f"{UNIT} is read here. Make the table again with `nas profile`."
+                f"{path} has schema {plain['schema']!r} in {plain['unit']!r}; schemas up to "
+                f"{SCHEMA} in {UNIT} are read here. Make the table again with `nas profile`."
             )
         for name in ("entries", "calibrations", "protocol", "provenance"):
             if not isinstance(plain[name], dict):
@@ -202,6 +205,8 @@ class LatencyTable:
                 parse(name)
             except NasError as error:
                 raise CorruptFile(f"{path}: entries: {error}") from error
+        if plain["schema"] == 1:
+            plain["calibrations"] = _without_knees(plain["calibrations"], path)
         return cls(
             target=Target.from_json(plain["target"], source=f"{path}: target"),
             entries=into(
@@ -369,6 +374,24 @@ class LatencyTable:
             f"the latency table {self.path or target.id} has no entry for {missing[0]}{others}. "
             f"Measure what is missing with `{command}`."
         )
+
+
+def _without_knees(calibrations: dict[str, Any], path: Path | str) -> dict[str, Any]:
+    """Return the calibrations of a table of schema 1 that mean the same today."""
+    kept = {
+        name: value
+        for name, value in calibrations.items()
+        if not (isinstance(value, dict) and KNEE_MB in value.get("coefficients", {}))
+    }
+    for name in sorted(calibrations.keys() - kept.keys()):
+        logger.warning(
+            "%s: the calibration of %s is of an older form; `nas profile --space %s` measures the "
+            "networks of a new one, and no entry again",
+            path,
+            name,
+            name,
+        )
+    return kept
 
 
 def _line(value: Any) -> str:

@@ -161,6 +161,21 @@ def test_a_saved_table_comes_back_the_same(table: LatencyTable, tmp_path: Path) 
     assert path.read_text() == text
 
 
+def test_a_table_of_schema_1_keeps_its_entries_and_says_which_calibration_is_too_old(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = LatencyTable.load(Path(__file__).parent / "assets" / "table-schema-1.json")
+    blocks = ["stem_r64_i3_c8-16_b1_a1", "mb4d_r16_c16_h48_p3", "head_r2_i64_o1000_ln_d0"]
+    plain_ms = sum(entry.ms for entry in loaded.entries.values())
+    assert loaded.estimate(blocks) == pytest.approx(plain_ms)
+    assert loaded.estimate(blocks, "mine") == pytest.approx(0.01 + 1.1 * plain_ms)
+    assert loaded.estimate(blocks, "hybrid-64") == pytest.approx(plain_ms)
+    assert "calibration of hybrid-64 is of an older form; `nas profile" in caplog.text
+    loaded.save(tmp_path / "t.json")
+    assert LatencyTable.load(tmp_path / "t.json").entries == loaded.entries
+    assert '"schema": 2' in (tmp_path / "t.json").read_text()
+
+
 def test_the_file_has_one_entry_a_line_sorted(table: LatencyTable, tmp_path: Path) -> None:
     table.save(tmp_path / "t.json")
     lines = (tmp_path / "t.json").read_text().splitlines()
@@ -186,7 +201,7 @@ def test_a_file_cut_at_any_byte_is_corrupt(table: LatencyTable, tmp_path: Path) 
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2},
+        {"schema": 3},
         {"unit": "s"},
         {"entries": []},
         {"target": {}},
