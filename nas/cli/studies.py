@@ -136,11 +136,12 @@ def _ask(found: dict[str, Any]) -> None:
     question = (
         f"Delete {found['name']} in {found['storage']} with its {found['trials']} trials{last}?"
     )
-    try:
-        is_sure = typer.confirm(question, err=True)
-    except typer.Abort:
-        raise ConfigError("nobody answered, so nothing was deleted; add --yes.") from None
-    if not is_sure:
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # stdout is for results
+    answer = sys.stdin.readline()
+    if not answer:
+        print(file=sys.stderr)
+        raise ConfigError("nobody answered, so nothing was deleted; add --yes.")
+    if answer.strip().lower() not in ("y", "yes"):
         raise NasError(f"nothing was deleted; the study {found['name']!r} stays as it is.")
 
 

@@ -210,9 +210,10 @@ def test_deleting_asks_and_only_yes_deletes(tmp_path: Path) -> None:
         code == 1 and "Delete" not in out and "with its 6 trials" in err and "stays as it is" in err
     )
     code, out, err = run(*words)  # nobody there to answer
-    assert code == 2 and "deleted" not in out and "add --yes" in err
+    assert (code, out) == (2, "") and "add --yes" in err
     assert len(Study.load("quickstart", storage=storage).trials) == 6
-    assert run(*words, answer="y\n")[0] == 0
+    code, out, _ = run(*words, answer="y\n")
+    assert (code, out) == (0, "deleted quickstart with its 6 trials.\n")
     assert [left.name for left in Study.list(storage)] == ["other"]
     code, out, _ = run("study", "delete", "other", "--storage", storage, "--yes", "--json")
     assert code == 0 and json.loads(out) == {"schema": 1, "deleted": "other", "trials": 0}
