@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli import agent, device, inspect, prices, stages, whole
+from nas.cli import agent, device, inspect, prices, stages, studies, whole
 
 HELP = """
 Find the most accurate vision network that meets a latency budget on YOUR device.
@@ -28,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 space_app = typer.Typer(help="List the search spaces, or show one.", no_args_is_help=True)
+study_app = typer.Typer(help="Show or delete one study.", no_args_is_help=True)
 
 
 def _print_version(asked: bool) -> None:
@@ -61,6 +62,11 @@ app.command("check-table")(prices.check_table)
 app.command()(stages.train)
 app.command()(stages.search)
 app.command()(inspect.studies)
+app.add_typer(study_app, name="study")
+study_app.command("show")(studies.study_show)
+study_app.command("delete")(studies.study_delete)
+app.command()(studies.trials)
+app.command()(studies.front)
 app.command()(stages.distill)
 app.command()(stages.export)
 app.command()(stages.verify)

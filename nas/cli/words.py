@@ -16,6 +16,11 @@ def changes(flagged: Mapping[str, Any], overrides: Sequence[str] | None) -> list
 
 
 def go_on(verb: str, run: Path) -> list[str]:
-    """Return the command that continues this one: the same words with --resume."""
-    words = sys.argv[1:] if len(sys.argv) > 1 else [verb, "--run", str(run)]
+    """Return the command that continues this one: the same words with --resume.
+
+    It is printed, so a password in a URL is not in it.
+    """
+    from nas.study import mask_url
+
+    words = [mask_url(word) for word in sys.argv[1:]] or [verb, "--run", str(run)]
     return [program("nas"), *words, *([] if "--resume" in words else ["--resume"])]

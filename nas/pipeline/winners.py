@@ -17,7 +17,7 @@ from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress, Run
 from nas.seeds import stage_seed
 from nas.space import Architecture
-from nas.study import Study, Trial
+from nas.study import Study, Trial, mask_url
 from nas.supernet import score
 from nas.target import Target
 from nas.winner.distill import TrainResult
@@ -134,7 +134,7 @@ class Candidate:
                 teacher=distilled["teacher"],
             ),
             data=materials.data.name,
-            command=shlex.join(["nas", *sys.argv[1:]]),
+            command=shlex.join(["nas", *map(mask_url, sys.argv[1:])]),
         )
 
     # ------------------------------------------------------------ verify

@@ -1,5 +1,6 @@
 """The search engine: any table of genes, accuracies and costs, under hard budgets."""
 
+from nas.search.allocate import Allocation, Group, allocate
 from nas.search.budgets import parse_budget, parse_budgets, parse_latency
 from nas.search.options import Mode, RankBy, SearchOptions
 from nas.search.run import run
@@ -7,12 +8,15 @@ from nas.search.samplers import SAMPLERS, Mind, Problem, Proposal
 
 __all__ = [
     "SAMPLERS",
+    "Allocation",
+    "Group",
     "Mind",
     "Mode",
     "Problem",
     "Proposal",
     "RankBy",
     "SearchOptions",
+    "allocate",
     "parse_budget",
     "parse_budgets",
     "parse_latency",

@@ -5,13 +5,16 @@ from nas.study.metrics import (
     LATENCY,
     describe_cost,
     find_metric,
+    front_metrics,
     full_metric,
     is_latency,
     latency_metric,
     split_metric,
 )
+from nas.study.overview import overview
 from nas.study.patience import mask_url
 from nas.study.queries import StudySummary
+from nas.study.select import as_text, select
 from nas.study.study import Study
 from nas.study.trial import Choice, Genes, Measurement, Option, Trial, check_genes
 from nas.study.views import SCHEMA
@@ -27,14 +30,18 @@ __all__ = [
     "Study",
     "StudySummary",
     "Trial",
+    "as_text",
     "check_genes",
     "describe_cost",
     "find_metric",
+    "front_metrics",
     "full_metric",
     "is_latency",
     "latency_metric",
     "mask_url",
+    "overview",
     "quiet_optuna",
+    "select",
     "split_metric",
     "storage_url",
 ]

@@ -4,11 +4,11 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.errors import ConfigError, StorageError
+from nas.errors import ConfigError, NasError, StorageError
 from nas.study import patience, views
 from nas.study.patience import mask_url, with_patience
 from nas.study.trial import Measurement
@@ -211,6 +211,29 @@ def load_study(storage: "RDBStorage", name: str, url: str) -> "optuna.Study":
         url=url,
         patience_s=patience.OPEN_PATIENCE_S,
     )
+
+
+def delete_study(storage: "RDBStorage", name: str, url: str) -> None:
+    """Delete a study and all that belongs to it, in one transaction."""
+    import optuna
+
+    def delete() -> None:
+        with suppress(KeyError):  # it is gone: somebody else's doing, or ours unanswered
+            optuna.delete_study(study_name=name, storage=storage)
+
+    with_patience(delete, url=url, patience_s=patience.WRITE_PATIENCE_S)
+
+
+@contextmanager
+def while_it_is_there(name: str) -> Iterator[None]:
+    """Turn Optuna's KeyError for a study that somebody has deleted into a sentence."""
+    try:
+        yield
+    except KeyError as error:
+        raise NasError(
+            f"the study {name!r} is no longer in the database: it was deleted while it was "
+            "searched. Begin the search again to make it anew."
+        ) from error
 
 
 # ---------------------------------------------------------------- measurements

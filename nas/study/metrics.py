@@ -55,6 +55,19 @@ def find_metric(metric: str, known: Iterable[str]) -> str:
     raise ConfigError(f"{metric} {rule}; choose from {', '.join(names) or 'none'}.")
 
 
+def front_metrics(asked: str | Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the costs a front compares, by their full names.
+
+    Those asked for, else the latencies of all targets, else the first one known.
+
+    Raises:
+        ConfigError: nothing known has a name that is asked for.
+    """
+    latencies = [name for name in known if is_latency(name)]
+    names = [asked] if isinstance(asked, str) else asked or latencies or known[:1]
+    return tuple(dict.fromkeys(find_metric(name, known) for name in names))
+
+
 def describe_cost(metric: str, value: float) -> str:
     """Return a cost for people to read: "4.21 ms", "3.2M", "1.5 MB"."""
     if is_latency(metric):

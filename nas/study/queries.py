@@ -1,5 +1,6 @@
 """Questions to a study's rows: the front, the best, a data frame, the list of studies."""
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,19 +35,20 @@ def within(rows: Iterable[Trial], budgets: Mapping[str, float]) -> list[Trial]:
     ]
 
 
-def front(rows: Iterable[Trial], metric: str) -> tuple[Trial, ...]:
-    """Return the rows not beaten in both accuracy and `metric`, cheapest first; ties all stay."""
-    kept: list[Trial] = []
-    for row in sorted(rows, key=lambda row: (row.costs[metric], -_accuracy(row), row.number)):
-        last = kept[-1] if kept else None
-        is_better = last is None or _accuracy(row) > _accuracy(last)
-        if is_better or (last is not None and _point(row, metric) == _point(last, metric)):
-            kept.append(row)
-    return tuple(kept)
+def front(rows: Iterable[Trial], metrics: Sequence[str]) -> tuple[Trial, ...]:
+    """Return the rows not beaten in accuracy and all of `metrics`, cheapest first; ties all stay.
 
-
-def _point(row: Trial, metric: str) -> tuple[float, float]:
-    return _accuracy(row), row.costs[metric]
+    A row is beaten by one that is nowhere worse and somewhere better.
+    """
+    points = [((*(row.costs[name] for name in metrics), -_accuracy(row)), row) for row in rows]
+    points.sort(key=lambda pair: (pair[0], pair[1].number))
+    kept: list[tuple[tuple[float, ...], Trial]] = []
+    for point, row in points:  # whatever beats a row stands before it
+        if not any(
+            best != point and all(map(operator.le, best, point)) for best, _ in reversed(kept)
+        ):
+            kept.append((point, row))
+    return tuple(row for _, row in kept)
 
 
 def best(rows: Sequence[Trial], budgets: Mapping[str, float], metric: str) -> Trial:

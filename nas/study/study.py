@@ -1,13 +1,13 @@
 """The study itself: rows in, rows out, and the questions asked of them."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nas.errors import ConfigError, NasError
 from nas.files import to_plain
 from nas.study import database, identity, patience, queries
-from nas.study.metrics import find_metric, split_metric
+from nas.study.metrics import find_metric, front_metrics, split_metric
 from nas.study.patience import mask_url, with_patience
 from nas.study.queries import StudySummary
 from nas.study.trial import (
@@ -249,7 +249,8 @@ class Study:
             nonlocal tries
             tries += 1
             if tries == 1 or not self._has(trial):
-                self._optuna.add_trial(trial)
+                with database.while_it_is_there(self.name):
+                    self._optuna.add_trial(trial)
 
         self._patiently(write, patience.WRITE_PATIENCE_S)
 
@@ -325,18 +326,25 @@ class Study:
         )
 
     def front(
-        self, *, metric: str | None = None, budgets: Mapping[str, float] | None = None
+        self,
+        *,
+        metric: str | Sequence[str] | None = None,
+        budgets: Mapping[str, float] | None = None,
     ) -> tuple[Trial, ...]:
-        """Return the rows that no other beats in both accuracy and a cost, cheapest first.
+        """Return the rows that no other beats in accuracy and the costs, the cheapest first.
 
         Args:
-            metric: The cost; the study's first one if not given.
+            metric: One cost or several; if not given, the latencies of all targets (or the
+                study's first cost if it has no latency).
             budgets: Only rows within these; the study's own if not given.
+
+        Raises:
+            ConfigError: the study has no such cost.
         """
         if not self.metrics:
             return ()
-        name = find_metric(metric or self.metrics[0], self.metrics)
-        return queries.front(queries.within(self.trials, self._limits(budgets)), name)
+        names = front_metrics(metric, self.metrics)
+        return queries.front(queries.within(self.trials, self._limits(budgets)), names)
 
     def best(self, budgets: Mapping[str, float] | None = None) -> Trial:
         """Return the row of highest accuracy within the budgets (the study's own if not given).
@@ -356,10 +364,11 @@ class Study:
         given = self.budgets if budgets is None else budgets
         return {find_metric(name, self.metrics): limit for name, limit in given.items()}
 
-    def to_frame(self) -> "pandas.DataFrame":
-        """Return every row as a pandas DataFrame: one column a fact, a cost and a gene."""
+    def to_frame(self, rows: Sequence[Trial] | None = None) -> "pandas.DataFrame":
+        """Return rows (all if not given) as a DataFrame: a column a fact, a cost and a gene."""
         genes = tuple(self._attrs.get("genes", ()))
-        return queries.to_frame(self.trials, metrics=self.metrics, genes=genes)
+        known = self.trials if rows is None else rows
+        return queries.to_frame(known, metrics=self.metrics, genes=genes)
 
     # ------------------------------------------------------------ all of them
     @staticmethod
@@ -370,6 +379,17 @@ class Study:
         return with_patience(
             lambda: queries.summaries(backend), url=url, patience_s=patience.OPEN_PATIENCE_S
         )
+
+    @staticmethod
+    def delete(name: str, *, storage: str | None = None) -> None:
+        """Delete a study with its rows; a search that is adding to it ends with an error.
+
+        Raises:
+            ConfigError: it is not there, or is not ours.
+        """
+        study = Study.load(name, storage=storage)
+        assert study._storage is not None, "what was loaded has a storage"
+        database.delete_study(study._storage, name, study._url)
 
     def _patiently(self, action: Callable[[], T], patience_s: float) -> T:
         """Run a database action with retries; in memory there is nothing to wait for."""

@@ -13,7 +13,8 @@ from nas.cli.console import table
 
 VERBS = [
     *("quickstart", "run", "space", "profile", "price", "check-table", "device-study", "train"),
-    *("search", "studies", "distill", "export", "verify", "report", "agent", "doctor"),
+    *("search", "studies", "study", "trials", "front"),
+    *("distill", "export", "verify", "report", "agent", "doctor"),
 ]
 
 

@@ -341,3 +341,69 @@ def test_a_frame_has_one_typed_column_a_fact_a_cost_and_a_gene(study: Study) -> 
     assert frame["accuracy"].isna().sum() == 1
     assert list(frame.columns[-4:]) == [f"gene.{gene}" for gene in GENES]
     assert list(Study.in_memory().to_frame()["trial"]) == []
+
+
+# ---------------------------------------------------------------- several costs, deleting
+def test_a_front_of_several_costs_holds_all_that_none_beats_in_every_one(study: Study) -> None:
+    points = [(0.9, 4.0, 3e6), (0.9, 4.0, 2e6), (0.8, 4.5, 1e6), (0.8, 4.6, 1e6), (0.95, 4.9, 9e6)]
+    points += [(0.9, 4.0, 2e6), (0.7, 3.0, 5e6)]
+    for index, (accuracy, latency_ms, params) in enumerate(points):
+        study.add(choice(index), {LATENCY: latency_ms, "params": params}, accuracy=accuracy)
+
+    def beaten(mine: tuple[float, ...]) -> bool:
+        return any(
+            other != mine and other[0] >= mine[0] and other[1] <= mine[1] and other[2] <= mine[2]
+            for other in points
+        )
+
+    expected = {index for index, point in enumerate(points) if not beaten(point)}
+    found = study.front(metric=["latency_ms", "params"], budgets={})
+    assert {row.number for row in found} == expected == {1, 2, 4, 5, 6}
+    assert [row.number for row in found] == [6, 1, 5, 2, 4]
+    with pytest.raises(ConfigError, match="macs is no known metric"):
+        study.front(metric=["macs"])
+
+
+def test_a_front_without_a_metric_has_the_latency_of_every_target() -> None:
+    study = Study.in_memory()
+    metrics = ["latency_ms:a", "latency_ms:b", "params"]
+    study.declare({"genes": {"n": (0, 1, 2)}, "metrics": metrics, "budgets": {}})
+    for index, costs in enumerate([(1.0, 2.0, 9.0), (2.0, 1.0, 9.0), (2.0, 2.0, 1.0)]):
+        study.add({"n": index}, dict(zip(metrics, costs, strict=True)), accuracy=0.5)
+    assert [row.number for row in study.front()] == [0, 1]
+    assert [list(study.to_frame(study.front())["trial"])] == [[0, 1]]
+
+
+def test_a_deleted_study_is_gone_with_its_measurements_and_the_others_stay(url: str) -> None:
+    for name in ("s", "other"):
+        study = Study.create(name, storage=url, attrs=ATTRS)
+        study.declare({"genes": GENES, "metrics": [LATENCY, "params"]})
+        fill(study, POINTS)
+        study.record_measurement(1, TARGET, "latency_ms", 4.9, 5.05)
+    Study.delete("s", storage=url)
+    assert [summary.name for summary in Study.list(url)] == ["other"]
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        counts = [
+            connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+            for table in ("trials", "nas_trials", "nas_measurements", "trial_user_attributes")
+        ]
+    connection.close()
+    assert counts[:3] == [7, 7, 1] and counts[3] > 0
+    with pytest.raises(ConfigError, match="no study 's'"):
+        Study.delete("s", storage=url)
+
+
+def test_a_study_that_is_not_ours_is_not_deleted(url: str) -> None:
+    optuna.create_study(study_name="theirs", storage=url)
+    with pytest.raises(ConfigError, match="not made by nas"):
+        Study.delete("theirs", storage=url)
+    assert optuna.get_all_study_names(url) == ["theirs"]
+
+
+def test_a_search_whose_study_is_deleted_says_so(url: str) -> None:
+    study = Study.create("s", storage=url, attrs=ATTRS)
+    study.declare({"genes": GENES, "metrics": [LATENCY, "params"]})
+    fill(study, POINTS[:2])
+    Study.delete("s", storage=url)
+    with pytest.raises(NasError, match="deleted while it was searched"):
+        fill(study, POINTS[:1])
