@@ -33,7 +33,7 @@ from nas.space import Architecture, SearchSpace
 
 MIN_FOR_LINE, MIN_FOR_KNEE, MIN_FOR_KINDS = 4, 12, 24
 MAX_DRAWS = 20
-FOLDS = 16
+FOLDS = 8
 KNEES = np.geomspace(1 / 16, 4.0, 13)  # by the median network's footprint
 STRENGTHS = (1e-3, 1e-2, 1e-1)  # of holding the kinds' scales together
 LOOSE = 1e-6  # of holding everything else to a plain sum

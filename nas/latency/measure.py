@@ -32,7 +32,7 @@ PRIME_MS, MIN_PRIME = 4.0, 2  # untimed runs at the start of a visit
 COLD_LOOPS = 4  # at most, a cold sample: each run is timed by itself, behind an untimed emptying
 MIN_ROUNDS = 3
 WARM_WINDOW_S, WARM_MIN_S, WARM_MAX_S, WARM_AGREE = 0.25, 0.5, 10.0, 0.02
-MAX_LOADED_BYTES = 512 * 1024 * 1024  # of weights in files; a runtime holds about twice that
+MAX_LOADED_BYTES = 1024 * 1024 * 1024  # of weights in files; a runtime holds about twice that
 
 Progress = Callable[[int, int, str], None]
 

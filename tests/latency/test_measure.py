@@ -237,7 +237,7 @@ def test_a_network_shorter_than_first_thought_still_gets_long_samples(
 
 
 def test_networks_too_large_to_be_loaded_together_go_in_groups() -> None:
-    gigabyte = 1024**3
+    gigabyte = 2 * 1024**3
     sizes = {"a": gigabyte, "b": gigabyte // 4, "c": gigabyte // 8, "d": gigabyte // 4, "e": 1}
     assert by_bytes(sizes) == [["a"], ["b", "c"], ["d", "e"]]
     assert by_bytes(dict.fromkeys("abcde", 1), at_most=2) == [["a", "b"], ["c", "d"], ["e"]]
