@@ -50,11 +50,11 @@ def former() -> SearchSpace:
 
 
 def drawn(model: Any, *, seed: int = 0) -> Any:  # Any: timm's modules
-    """Return the model with every weight and statistic moved from its start, in evaluation."""
+    """Return the model with all that starts at a constant moved from it, in evaluation."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in model.state_dict().values():
-            if value.is_floating_point():
+            if value.is_floating_point() and (value.ndim == 1 or not value.any()):
                 value += 0.3 * torch.rand(value.shape, generator=generator)
     return model.train().eval()  # timm's attention biases are cached
 
@@ -95,6 +95,20 @@ def test_a_published_network_in_a_timm_folder_is_a_path_with_its_scores(
     assert expected.std() > 1e-3
     assert close(scores, expected)
     assert stock.pretrained(f"local-dir:{folder}", image_size=224, in_chans=1).in_chans == 1
+
+
+@pytest.mark.slow
+def test_the_hybrid_space_takes_efficientformer_l1(tmp_path: Path) -> None:
+    theirs = drawn(timm.create_model("efficientformer_l1"))
+    folder = save(theirs, tmp_path / "l1")
+    space = SearchSpace.load("hybrid")
+    supernet = SuperNet(space)
+    model = stock.pretrained(str(folder), image_size=space.image_size, in_chans=space.in_chans)
+    architecture = embed(supernet, model)
+    assert space.contains(architecture)
+    x = images(space, count=1)
+    with torch.no_grad():
+        assert close(supernet(x, architecture, statistics_of(model)), theirs(x))
 
 
 def test_what_was_extracted_goes_back_bit_for_bit_into_every_kind_of_slice(
