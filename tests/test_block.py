@@ -19,6 +19,7 @@ from nas.block import (
     Head,
     Mb3d,
     Mb4d,
+    MbConv,
     PatchMerge,
     Stem,
     parse,
@@ -53,6 +54,8 @@ EXAMPLES = [
     "head_r4_i192_o1000_bn_d0",
     "mb4d_r56_c48_h192_p3_relu",
     "mlp_r56_c48_h192",
+    "mbconv_r56_c48_h192_k3_s0_a0",
+    "mbconv_r56_c64_h256_k5_s64_a1_gelu",
 ]
 
 channels = st.integers(1, 4).map(lambda n: 8 * n)
@@ -106,6 +109,16 @@ blocks = st.one_of(
         act=activations,
     ),
     cgas(),
+    st.builds(
+        MbConv,
+        resolution=sides,
+        channels=channels,
+        hidden=channels,
+        kernel=st.sampled_from((1, 3, 5, 7)),
+        squeeze=st.integers(0, 9),
+        act_last=st.integers(0, 1),
+        act=activations,
+    ),
     st.builds(Downsample, resolution=sides, channels=channels, out=channels),
     st.builds(
         PatchMerge,
@@ -212,6 +225,10 @@ def test_a_character_more_or_less_is_another_block_or_refused(text: str) -> None
         "head_r7_i448_o1000_d1",
         "head_r7_i448_o1000_ln_d2",
         "stem_r224_i3_c_b1_a1",
+        "mbconv_r56_c48_h192_k4_s0_a0",  # even kernels have no centre
+        "mbconv_r56_c48_h192_k3_s0_a2",
+        "mbconv_r56_c48_h192_k3_s0",  # a last activation is said or denied
+        "mbconv_r56_c48_h0_k3_s0_a0",
     ],
 )
 def test_a_string_that_is_not_exactly_a_block_is_refused_by_name(text: str) -> None:

@@ -85,7 +85,7 @@ def test_readme_lists_the_exit_codes_there_are() -> None:
 
 def test_every_block_in_the_docs_is_one() -> None:
     texts = re.findall(r"^\| `(\w+_r\d[\w-]*)` \|", FORMATS, re.MULTILINE)
-    assert len(texts) == 7
+    assert len(texts) == 8
     assert [str(parse(text)) for text in texts] == texts
 
 

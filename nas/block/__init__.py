@@ -3,7 +3,8 @@
 A network is a list of blocks. A block is a chain of parts, each one residual branch; parts are the
 keys of a latency table, the groups of allocation and the units of Taylor importance. Everything
 here is arithmetic on integers: no torch. The blocks are EfficientFormer's (arXiv 2206.01191,
-section 3.1) and EfficientViT's (arXiv 2305.07027, section 3).
+section 3.1), EfficientViT's (arXiv 2305.07027, section 3) and MobileNetV2's inverted residual
+(arXiv 1801.04381, section 3.3).
 
 MACs count multiply-accumulates of convolutions, linear layers and attention products (what
 `torch.utils.flop_counter` counts, halved) at batch 1; pooling, norms and activations are free.
@@ -18,6 +19,7 @@ from nas.block.parts import (
     Ffn,
     GroupAttn,
     Head,
+    MbConv,
     Merge,
     Mlp,
     Pool,
@@ -39,6 +41,7 @@ __all__ = [
     "Head",
     "Mb3d",
     "Mb4d",
+    "MbConv",
     "Merge",
     "Mlp",
     "PARTS",

@@ -5,14 +5,19 @@ from typing import Any, ClassVar, Self
 
 from nas.errors import ConfigError
 
-ACTIVATIONS = ("relu", "gelu", "hardswish", "silu")
+ACTIVATIONS = ("relu", "gelu", "hardswish", "silu", "relu6")
 HEAD_NORMS = ("ln", "bn")
 MAX_FIELD = 1_000_000
 
 
-def code(letter: str, **options: Any) -> Any:
-    """Return a dataclass field written in block strings as `letter` + number(s)."""
-    return field(metadata={"letter": letter}, **options)
+def code(letter: str, *, low: int = 1, high: int = MAX_FIELD, **options: Any) -> Any:
+    """Return a dataclass field written in block strings as `letter` + number(s), low to high."""
+    return field(metadata={"letter": letter, "low": low, "high": high}, **options)
+
+
+def flag(letter: str, *, default: int) -> Any:
+    """Return a dataclass field written in block strings as `letter` + 0 or 1."""
+    return code(letter, low=0, high=1, default=default)
 
 
 def word(choices: tuple[str, ...], default: str, *, always: bool = False) -> Any:
@@ -43,8 +48,7 @@ class Block:
                         f"{', '.join(item.metadata['words'])}, but is {value!r}."
                     )
                 continue
-            low = 0 if item.metadata["letter"] in ("b", "a", "d") else 1
-            high = 1 if low == 0 else MAX_FIELD
+            low, high = item.metadata["low"], item.metadata["high"]
             is_list = str(item.type).startswith("tuple")
             numbers = value if isinstance(value, tuple) and is_list else (value,)
             if (

@@ -1,9 +1,19 @@
-"""The kinds of one part: stem, downsample, head, and the residual branches of the others."""
+"""The kinds of one part: stem, downsample, mbconv, head; the residual branches of the others."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nas.block.base import ACTIVATIONS, HEAD_NORMS, Block, check_attention, code, halve, word
+from nas.block.base import (
+    ACTIVATIONS,
+    HEAD_NORMS,
+    Block,
+    check_attention,
+    code,
+    flag,
+    halve,
+    word,
+)
+from nas.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,8 +23,8 @@ class Stem(Block):
     kind: ClassVar[str] = "stem"
     channels: int = code("i")
     widths: tuple[int, ...] = code("c")
-    bias: int = code("b", default=1)
-    act_last: int = code("a", default=1)
+    bias: int = flag("b", default=1)
+    act_last: int = flag("a", default=1)
     act: str = word(ACTIVATIONS, "relu")
 
     @property
@@ -68,6 +78,39 @@ class Downsample(Block):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MbConv(Block):
+    """Inverted residual of stride 1: 1x1, act, k x k depthwise, act, SE, 1x1; BN each, no bias.
+
+    MobileNetV2's (arXiv 1801.04381, section 3.3) ends with the sum; TinyViT's (arXiv 2207.10666)
+    has an activation behind it: `act_last`. `squeeze` is the width inside the
+    squeeze-and-excitation, 0 for none.
+    """
+
+    kind: ClassVar[str] = "mbconv"
+    hidden: int = code("h")
+    kernel: int = code("k")
+    squeeze: int = code("s", low=0, default=0)
+    act_last: int = flag("a", default=0)
+    act: str = word(ACTIVATIONS, "relu6")
+
+    def check(self) -> None:
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"mbconv.kernel must be odd, but is {self.kernel}.")
+
+    @property
+    def params(self) -> int:
+        c, h, s = self.channels, self.hidden, self.squeeze
+        excite = (2 * h * s + s + h) if s else 0
+        return 2 * c * h + self.kernel**2 * h + 4 * h + 2 * c + excite
+
+    @property
+    def macs(self) -> int:
+        h = self.hidden
+        a_pixel = h * (2 * self.channels + self.kernel**2)
+        return a_pixel * self.resolution**2 + 2 * h * self.squeeze
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Head(Block):
     """Classifier. `ln`: LayerNorm on tokens, mean, Linear; `bn`: mean, BatchNorm, Linear.
 
@@ -78,7 +121,7 @@ class Head(Block):
     channels: int = code("i")
     classes: int = code("o")
     norm: str = word(HEAD_NORMS, "ln", always=True)
-    distilled: int = code("d", default=0)
+    distilled: int = flag("d", default=0)
 
     @property
     def out_channels(self) -> int:

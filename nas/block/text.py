@@ -14,6 +14,7 @@ from nas.block.parts import (
     Ffn,
     GroupAttn,
     Head,
+    MbConv,
     Merge,
     Mlp,
     Pool,
@@ -23,11 +24,14 @@ from nas.block.parts import (
 from nas.errors import ConfigError
 
 BLOCKS: dict[str, type[Block]] = {
-    cls.kind: cls for cls in (Stem, Mb4d, Mb3d, Cga, Downsample, PatchMerge, Head)
+    cls.kind: cls for cls in (Stem, Mb4d, Mb3d, Cga, MbConv, Downsample, PatchMerge, Head)
 }
 PARTS: dict[str, type[Block]] = {
     cls.kind: cls
-    for cls in (Stem, Downsample, Head, Pool, Mlp, Attn, TokenMlp, Dw, Ffn, GroupAttn, Merge)
+    for cls in (
+        *(Stem, Downsample, MbConv, Head),
+        *(Pool, Mlp, Attn, TokenMlp, Dw, Ffn, GroupAttn, Merge),
+    )
 }
 
 

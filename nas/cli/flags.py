@@ -20,6 +20,12 @@ Data = Annotated[
     typer.Option(help="digits (built in), folder:DIR (train/CLASS/*, val/CLASS/*), a timm name."),
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Side in pixels; the space's by default.")]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help="Start from a network's weights: a timm name (its weights are fetched) or a folder."
+    ),
+]
 TargetName = Annotated[
     str | None,
     typer.Option("--target", help="RUNTIME,PRECISION,bBATCH,tTHREADS here, or a full id."),

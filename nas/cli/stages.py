@@ -64,6 +64,7 @@ def train(
     space: flags.Space = None,
     data: flags.Data = None,
     image_size: flags.ImageSize = None,
+    init: flags.Init = None,
     seed: flags.Seed = None,
     resume: flags.Resume = False,
     json: flags.Json = False,
@@ -75,12 +76,14 @@ def train(
     """Train the supernet of a space once, for every device and budget.
 
     Checkpoints are kept in the run's folder; after a stop, --resume ends with the same weights.
+    With --init it starts from the weights of a published network, or of a winner, that fits in.
     """
     options = Options(json, quiet, verbose, debug, go_on("train", run))
     with guarded(options):
         from nas import pipeline
 
-        flagged = {"space": space, "data": data, "image_size": image_size, "seed": seed}
+        flagged = {"space": space, "data": data, "image_size": image_size}
+        flagged |= {"init": init, "seed": seed}
         config = pipeline.config_of(run, changes(flagged, overrides), begin=True)
         with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
             opened.refuse_repeat("train")

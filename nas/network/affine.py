@@ -10,6 +10,7 @@ ACTIVATION_MODULES: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "hardswish": nn.Hardswish,
     "silu": nn.SiLU,
+    "relu6": nn.ReLU6,
 }
 
 

@@ -14,6 +14,7 @@ from nas.network.downsample import Downsample
 from nas.network.head import Head
 from nas.network.mb3d import Attention, Mb3d, OnTokens, TokenMlp
 from nas.network.mb4d import ConvMlp, Mb4d, PoolMixer
+from nas.network.mbconv import MbConv
 from nas.network.patch_merge import Merge, PatchMerge
 from nas.network.stem import Stem
 
@@ -38,6 +39,7 @@ WITH_BRANCH: dict[str, Maker] = {
     "mb4d": Mb4d,
     "mb3d": Mb3d,
     "cga": Cga,
+    "mbconv": MbConv,
     "patch_merge": PatchMerge,
     "pool": PoolMixer,
     "mlp": ConvMlp,

@@ -41,7 +41,7 @@ DEFAULT_BLOCKS = (
     "stem_r224_i3_c16-32_b1_a1",
     "mb4d_r56_c32_h96_p3",
     "downsample_r56_i32_o64",
-    "mb4d_r28_c64_h192_p3",
+    "mbconv_r28_c64_h192_k3_s0_a0",
     "cga_r28_c64_n4_k16_q7-5-3-3_w7_h128-128",
     "patch_merge_r28_i64_o128_h256_s64_f128-256",
     "mb4d_r14_c128_h384_p3",

@@ -7,6 +7,7 @@ classes, are lists of blocks like any other network.
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -14,9 +15,11 @@ import torch.nn as nn
 
 from nas.block import Block, Cga, Head, Mb3d, Mb4d, check_chain
 from nas.errors import ConfigError
+from nas.network import timm_models
 from nas.network.chain import adapt, read_blocks, split_stages
 from nas.network.model import NasHybrid, build
 from nas.network.stock_blocks import INDEX, Found, walk
+from nas.network.timm_models import LOCAL
 
 EFFICIENTFORMERS: tuple[str, ...] = (
     "efficientformer_l1",
@@ -85,6 +88,26 @@ def from_timm(model: nn.Module, **timm_kwargs: Any) -> NasHybrid:
         raise ConfigError(f"no block has a place for {', '.join(sorted(left))}.")
     ours.load_state_dict({our: theirs[their] for our, their in names.items()})
     return ours.train(model.training)
+
+
+def pretrained(source: str, *, image_size: int, in_chans: int) -> NasHybrid:
+    """Return a published network, or the one in a folder, as ours and with its weights.
+
+    Args:
+        source: The timm name of an EfficientFormer or EfficientViT, whose weights are fetched, or
+            a folder that timm loads, also one of ours; with `local-dir:` in front or without.
+        image_size: Side of the images it is moved to; attention biases are resized.
+        in_chans: Channels of the images; timm adapts the first convolution.
+
+    Raises:
+        ConfigError: no such network, its weights cannot be had, or it is no list of blocks.
+    """
+    folder = source.removeprefix(LOCAL)
+    name = f"{LOCAL}{folder}" if Path(folder).is_dir() else source
+    model = timm_models.create(name, pretrained=True, in_chans=in_chans)
+    ours = model if isinstance(model, NasHybrid) else from_timm(model)
+    ours.set_input_size(image_size)
+    return ours
 
 
 def to_timm(model: NasHybrid) -> nn.Module:

@@ -32,8 +32,9 @@ def create(name: str, **options: Any) -> Any:
         return timm.create_model(name, **options)
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise ConfigError(
-            f"the network {name} cannot be made ({type(error).__name__}: {error}). Weights with a "
-            f"tag come from the internet; without it use {LOCAL}DIR, or the name without its tag."
+            f"the network {name} cannot be made ({type(error).__name__}: {error}). Published "
+            f"weights come from the internet; without it use {LOCAL}DIR, or, where random weights "
+            "will do, the name without its tag."
         ) from error
 
 

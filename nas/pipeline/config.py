@@ -23,7 +23,8 @@ class RunConfig:
     `latency_budget` is a time ("5ms") or a share ("50%") of the measured latency of the space's
     largest network; `budgets` are further ones ("params=3M"). `least_use` is the share of the
     latency budget a candidate must use: without it a search may return a network that leaves
-    half of the budget idle because the accuracies are level.
+    half of the budget idle because the accuracies are level. `init` is the network whose weights
+    the supernet starts from, a timm name or a folder that timm loads; none where it is None.
     """
 
     schema: int = SCHEMA
@@ -46,6 +47,7 @@ class RunConfig:
     seed: int = 0
     threads: int | None = None
     teacher: str = "resnet10t"
+    init: str | None = None
     profile: ProfileConfig = field(default_factory=lambda: ProfileConfig(calibrate_on=24))
     train: TrainConfig = field(default_factory=TrainConfig)
     teach: DistillConfig = field(default_factory=DistillConfig)
@@ -77,7 +79,7 @@ class RunConfig:
 
 READS: dict[str, tuple[str, ...]] = {
     "profile": ("space", "data", "image_size", "target", "table", "profile", "check_networks"),
-    "train": ("space", "data", "image_size", "train", "seed", "threads"),
+    "train": ("space", "data", "image_size", "init", "train", "seed", "threads"),
     "search": (
         "latency_budget", "budgets", "margin", "least_use", "evaluations", "sampler",
         "target", "seed",

@@ -6,6 +6,7 @@ from typing import Any
 from nas import checkpoint
 from nas.latency import Check, LatencyTable, check, plan, time_networks
 from nas.latency import profile as profile_table
+from nas.network.stock import pretrained
 from nas.pipeline import budget as budgets
 from nas.pipeline.materials import Materials, best_device
 from nas.pipeline.outcome import Outcome, rows
@@ -13,7 +14,7 @@ from nas.pipeline.run import Progress, Run
 from nas.report import Prediction, prediction_errors
 from nas.seeds import stage_seed
 from nas.space import Architecture
-from nas.supernet import SuperNet, score
+from nas.supernet import SuperNet, embed, score
 from nas.supernet import train as train_supernet
 
 PREDICTION_KEYS = ("id", "measured_ms", "table_ms", "isolated_ms", "macs_ms")
@@ -138,7 +139,9 @@ def train(run: Run, materials: Materials | None = None) -> Outcome:
 
     def work(progress: Progress) -> dict[str, Any]:
         config, space, data = run.config, materials.space, materials.data
-        supernet = SuperNet(space, seed=stage_seed(config.seed, "supernet")).to(best_device())
+        supernet = SuperNet(space, seed=stage_seed(config.seed, "supernet"))
+        started = None if config.init is None else _start(supernet, config.init)
+        supernet.to(best_device())
         settings = replace(config.train, seed=stage_seed(config.seed, "train"))
         folder = run.folder / "supernet"
         trained = train_supernet(supernet, data, settings, folder, progress=progress)
@@ -150,15 +153,25 @@ def train(run: Run, materials: Materials | None = None) -> Outcome:
             "steps": trained.history[-1]["step"] if trained.history else 0,
             "accuracy": accuracies,
             "kinds": trained.choice.probabilities(),
+            "init": started,
         }
 
     result = run.stage("train", work)
-    accuracy = result["accuracy"]
+    accuracy, started = result["accuracy"], result.get("init")
+    begun = {} if started is None else {"started from": f"{run.config.init} as {started}"}
     lines = rows(
         {
             "supernet": f"{result['folder']} ({result['steps']} steps)",
+            **begun,
             "largest network": f"{accuracy['largest']:.1%} on the search split",
             "smallest network": f"{accuracy['smallest']:.1%}",
         }
     )
     return Outcome(values=result, lines=lines)
+
+
+def _start(supernet: SuperNet, source: str) -> str:
+    """Give a supernet the weights of a network; return the id of the path that has them."""
+    space = supernet.space
+    network = pretrained(source, image_size=space.image_size, in_chans=space.in_chans)
+    return embed(supernet, network).id

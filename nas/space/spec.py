@@ -13,7 +13,7 @@ from nas.space.architecture import TRANSITIONS, BlockChoice
 MAX_OPTIONS = 64
 MAX_DEPTH = 64
 MAX_INNER = 4096
-FRONT_KINDS = ("mb4d", "cga")
+FRONT_KINDS = ("mb4d", "cga", "mbconv")
 TAIL_KIND = "mb3d"
 
 
@@ -110,6 +110,23 @@ class CgaOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MbConvOptions:
+    """Options of the inverted residual; `se` is the squeeze's share of the hidden width, 0 none."""
+
+    expand: tuple[float, ...]
+    kernel: tuple[int, ...] = (3,)
+    se: tuple[float, ...] = (0,)
+    act_last: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        check_ascending("mbconv.expand", self.expand, low=0.25, high=16)
+        check_odd("mbconv.kernel", self.kernel)
+        check_ascending("mbconv.kernel", self.kernel, high=15)
+        check_ascending("mbconv.se", self.se, low=0, high=1)
+        check_ascending("mbconv.act_last", self.act_last, low=0, high=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PatchMergeOptions:
     """Options of EfficientViT's subsampling: merge hidden, SE ratio, FFN before and after."""
 
@@ -131,6 +148,7 @@ class BlockOptions:
     mb4d: Mb4dOptions | None = None
     mb3d: Mb3dOptions | None = None
     cga: CgaOptions | None = None
+    mbconv: MbConvOptions | None = None
     patch_merge: PatchMergeOptions | None = None
 
 
@@ -254,6 +272,16 @@ def _cga(values: Values, stage: StageSpec, before: int, width: int) -> Dims:
     }
 
 
+def _mbconv(values: Values, stage: StageSpec, before: int, width: int) -> Dims:
+    hidden = to_multiple(values["expand"] * width)
+    return {
+        "hidden": hidden,
+        "kernel": values["kernel"],
+        "squeeze": to_multiple(values["se"] * hidden) if values["se"] else 0,
+        "act_last": values["act_last"],
+    }
+
+
 def _downsample(values: Values, stage: StageSpec, before: int, width: int) -> Dims:
     return {}
 
@@ -268,6 +296,7 @@ ROWS: dict[str, Callable[[Values, StageSpec, int, int], Dims]] = {
     "mb4d": _mb4d,
     "mb3d": _mb3d,
     "cga": _cga,
+    "mbconv": _mbconv,
     "downsample": _downsample,
     "patch_merge": _patch_merge,
 }

@@ -7,6 +7,7 @@ model = supernet.extract(architecture, result.statistics)
 """
 
 from nas.supernet.choice import Choice
+from nas.supernet.embed import embed
 from nas.supernet.evaluate import EvaluateConfig, Score, fit_statistics, score
 from nas.supernet.model import Statistics, SuperNet
 from nas.supernet.schedule import TrainConfig
@@ -21,6 +22,7 @@ __all__ = [
     "SuperNet",
     "TrainConfig",
     "Trained",
+    "embed",
     "fit_statistics",
     "load",
     "score",

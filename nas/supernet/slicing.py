@@ -131,6 +131,13 @@ def _group_attn(name: str, tensor: Tensor, shape: Shape, hull: Block, small: Blo
     return corner(tensor, shape)
 
 
+def _mbconv(name: str, tensor: Tensor, shape: Shape, hull: Block, small: Block) -> Tensor:
+    """Hidden and squeeze units are dropped from the end; depthwise kernels keep their middle."""
+    if name == "depthwise.conv.weight":
+        return _centre(corner(tensor, (*shape[:2], *tensor.shape[2:])), shape)
+    return corner(tensor, shape)
+
+
 def _segments(
     tensor: Tensor, hull: tuple[int, ...], small: tuple[int, ...], last: int, *, dim: int
 ) -> Tensor:
@@ -178,6 +185,7 @@ RULES: dict[str, Rule] = {
     "dw": _corner,
     "ffn": _corner,
     "merge": _corner,
+    "mbconv": _mbconv,
     "attn": _attn,
     "group_attn": _group_attn,
 }

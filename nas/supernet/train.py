@@ -115,6 +115,7 @@ class _Training:
         return {
             "space": files.to_plain(self.supernet.space),
             "supernet_seed": self.supernet.seed,
+            "start": self.supernet.start,
             "data": self.data.digest,
             "steps": self.schedule.steps,
             "config": files.to_plain(self.config),

@@ -21,7 +21,7 @@ tags: [image-classification, timm, onnx, neural-architecture-search]
 
 An image classifier for {classes} classes and {side} x {side} images, found by neural architecture
 search for a latency budget and trained on `{data}`. Its layers are blocks of EfficientFormer
-(mb4d, mb3d) and EfficientViT (cga): {kinds}.
+(mb4d, mb3d), EfficientViT (cga) and MobileNetV2 (mbconv): {kinds}.
 
 ## What it promises and what was measured
 

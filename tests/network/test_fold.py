@@ -7,6 +7,7 @@ from nas.network.fold import fold_norms
 BLOCKS = [
     "stem_r32_i3_c8-16_b1_a1",
     "mb4d_r8_c16_h32_p3",
+    "mbconv_r8_c16_h32_k3_s8_a1",
     "patch_merge_r8_i16_o48_h32_s8_f16-48",
     "cga_r4_c48_n3_k8_q5-3-3_w7_h48-96",
     "mb3d_r4_c48_n4_k8_v16_h96",

@@ -23,6 +23,8 @@ BLOCK_STRINGS = [
     "mb3d_r4_c16_n3_k5_v6_h24",
     "cga_r4_c24_n3_k5_q5-3-1_w7_h16-40",
     "cga_r8_c24_n3_k5_q5-3-7_w3_h16-40_gelu",
+    "mbconv_r7_c16_h24_k3_s0_a0",
+    "mbconv_r4_c16_h24_k5_s8_a1_gelu",
     "downsample_r7_i16_o24",
     "patch_merge_r7_i16_o24_h40_s8_f24-32",
     "head_r4_i16_o10_ln_d1",
@@ -168,6 +170,8 @@ def test_blocks_start_as_the_published_networks_do() -> None:
         "parts.3.conv.bn.weight",
         "parts.4.project.bn.weight",
     ]
+    mbconv = start("mbconv_r4_c8_h8_k3_s0_a1_gelu")  # TinyViT's; MobileNetV2's start at 1
+    assert not mbconv["project.bn.weight"].any() and mbconv["depthwise.bn.weight"].all()
     merge = start("patch_merge_r4_i8_o8_h8_s8_f8-8")
     assert merge["parts.0.conv.bn.weight"].all() and merge["parts.3.conv.bn.weight"].all()
     assert not merge["parts.1.project.bn.weight"].any()
@@ -179,14 +183,18 @@ def test_scaling_residuals_reaches_every_branch_and_nothing_else() -> None:
         before = tensors_of(module)
         scale_residuals(module, 0.5)
         changed = {k for k, v in module.state_dict().items() if not torch.equal(v, before[k])}
-        branches = [p for p in parse(text).parts() if p.kind not in ("merge", *BLOCKS)]
+        plain = ("stem", "downsample", "merge", "head")
+        branches = [part for part in parse(text).parts() if part.kind not in plain]
         assert len(changed) == len(branches)
         assert all((module.state_dict()[name] == 0.5).all() for name in changed)
 
 
 def test_a_dropped_branch_leaves_the_sample_as_it_was() -> None:
     torch.manual_seed(0)
-    for text in ("mb4d_r4_c8_h8_p3", "mb3d_r4_c8_n1_k4_v4_h8", "cga_r4_c8_n1_k4_q3_w7_h8-8"):
+    for text in (
+        *("mb4d_r4_c8_h8_p3", "mb3d_r4_c8_n1_k4_v4_h8", "cga_r4_c8_n1_k4_q3_w7_h8-8"),
+        "mbconv_r4_c8_h16_k3_s8_a0",
+    ):
         block = parse(text)
         module = build_block(block, 0.999999).train()
         scale_residuals(module)

@@ -20,13 +20,19 @@ from nas.network.onnx import EXPORTER, OPSET, sample_module
 
 Make = Callable[..., Any]  # Any: a NasHybrid, whose timm attributes have no types
 
-SOME = ["ffn_r4_c16_h40", "attn_r3_c16_n2_k5_v6", "group_attn_r5_c16_n2_k5_q5-3_w3"]
+SOME = [
+    "ffn_r4_c16_h40",
+    "attn_r3_c16_n2_k5_v6",
+    "group_attn_r5_c16_n2_k5_q5-3_w3",
+    "mbconv_r5_c16_h40_k5_s8_a0",
+]
 BLOCK_STRINGS = [
     "stem_r16_i3_c8-16_b1_a1",
     "mb4d_r4_c16_h24_p3",
     "mb3d_r3_c16_n2_k5_v6_h24",
     "cga_r4_c16_n2_k5_q5-3_w7_h16-40",
     "cga_r5_c16_n2_k5_q5-3_w3_h16-40_hardswish",
+    "mbconv_r5_c16_h40_k5_s8_a1",
     "downsample_r5_i16_o24",
     "patch_merge_r4_i16_o24_h40_s8_f24-32",
     "head_r4_i16_o10_ln_d1",
@@ -75,8 +81,8 @@ def test_parts_give_torchs_numbers_in_files_that_do_not_depend_on_each_other(
         parts, tmp_path / "a", batch=2, progress=lambda *report: done.append(report)
     )
     assert list(paths) == SOME
-    assert done == [(3, 3, "parts exported")]
-    assert len(list((tmp_path / "a").iterdir())) == 3
+    assert done == [(4, 4, "parts exported")]
+    assert len(list((tmp_path / "a").iterdir())) == 4
     check(paths, batch=2)
     again = parts_to_onnx(parts[:1], tmp_path / "b", batch=2)
     assert again[SOME[0]].read_bytes() == paths[SOME[0]].read_bytes()

@@ -154,7 +154,7 @@ def test_hybrid_64_spans_half_a_mmac_to_about_thirty() -> None:
     space = SearchSpace.load("hybrid-64")
     assert 0.4e6 < macs(space, space.smallest()) < 0.7e6
     assert 25e6 < macs(space, space.largest()) < 35e6
-    assert {block.kind for block in space.every_block()} == set(BLOCKS)
+    assert {block.kind for block in space.every_block()} == set(BLOCKS) - {"mbconv"}
 
 
 def efficientformer_l1() -> tuple[Block, ...]:

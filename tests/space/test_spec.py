@@ -42,6 +42,11 @@ def change(plain: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("blocks/cga/kernels", [[4]], "kernels must be odd"),
         ("blocks/cga/key", "8", "key"),
         ("blocks/mb4d", None, "mb4d"),
+        ("stages/1/kinds", ["mbconv"], "options of mbconv, which a stage uses"),
+        ("blocks/mbconv", {"expand": [2], "kernel": [3, 4]}, "mbconv.kernel must be odd"),
+        ("blocks/mbconv", {"expand": [2], "kernel": [3, 17]}, "mbconv.kernel must list"),
+        ("blocks/mbconv", {"expand": [2], "se": [0.25, 2]}, "mbconv.se must list"),
+        ("blocks/mbconv", {"expand": [2], "act_last": [2]}, "mbconv.act_last must list"),
         ("blocks/mb4d/expand", [], "expand must list"),
         ("stem/convs", 9, r"stem\.convs must be 1 to 5"),
         ("head/norm", "group", "head.norm must be layer or batch"),
@@ -69,6 +74,43 @@ def test_an_unknown_space_is_answered_with_the_nearest(tmp_path: Path) -> None:
         SearchSpace.load("hybird")
     with pytest.raises(ConfigError, match="none.yaml cannot be read"):
         SearchSpace.load(tmp_path / "none.yaml")
+
+
+@pytest.fixture
+def inverted(plain: dict[str, Any]) -> dict[str, Any]:
+    """The tiny space with mbconv in its second stage."""
+    plain["blocks"]["mbconv"] = {"expand": [2, 4], "kernel": [3, 5], "se": [0, 0.25]}
+    return change(plain, "stages/1/kinds", ["mb4d", "mbconv", "cga"])
+
+
+def test_an_inverted_residual_has_its_options_as_genes(inverted: dict[str, Any]) -> None:
+    space = SearchSpace.from_plain(inverted)
+    genes = space.genes()
+    assert genes["s2.mbconv.kernel"] == (3, 5) and genes["s2.mbconv.se"] == (0, 0.25)
+    assert "s2.mbconv.act_last" not in genes  # one option is no choice
+    first = {gene: options[0] for gene, options in genes.items()}
+    kinds = {f"s2.b{place}.kind": "mbconv" for place in range(4)}
+    squeezed = {**first, **kinds, "s2.mbconv.se": 0.25, "s2.mbconv.kernel": 5, "s2.width": 64}
+    for choice, text in (
+        ({**first, **kinds}, "mbconv_r4_c32_h64_k3_s0_a0_relu"),
+        (squeezed, "mbconv_r4_c64_h128_k5_s32_a0_relu"),
+    ):
+        architecture = space.architecture(choice)
+        assert [str(block) for block in space.blocks(architecture)][-2] == text
+        assert Architecture.from_json(architecture.to_json()) == architecture
+        assert space.contains(architecture)
+
+
+def test_the_largest_of_an_inverted_residual_has_the_largest_kernel(
+    inverted: dict[str, Any],
+) -> None:
+    inverted["stages"][1] |= {"kinds": ["mbconv"], "tail": [0]}
+    inverted["blocks"]["mbconv"]["act_last"] = [0, 1]
+    space = SearchSpace.from_plain(inverted)
+    hull = space.hulls()["s2.b0.mbconv"]
+    assert str(hull) == "mbconv_r4_c64_h256_k5_s64_a1_relu"
+    ends = [space.blocks(end)[-2] for end in (space.smallest(), space.largest())]
+    assert [(end.kind, end.macs) for end in ends] == [("mbconv", 74_752), ("mbconv", 659_456)]
 
 
 def test_too_many_inner_options_are_refused(plain: dict[str, Any]) -> None:

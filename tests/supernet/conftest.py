@@ -59,9 +59,11 @@ def tiny() -> SearchSpace:
         "mb4d": {"expand": [2, 4], "pool": [3]},
         "cga": {"expand": [1, 2], "key": [8], "kernels": [[5, 3]], "window": [7]},
         "mb3d": {"expand": [2], "heads": [4], "key": [8], "value": [16]},
+        "mbconv": {"expand": [2, 4], "kernel": [3, 5], "se": [0, 0.25]},
         "patch_merge": {"expand": [2]},
     }
-    second = {"width": [32, 48, 64], "depth": [1, 2, 3, 4], "kinds": ["mb4d", "cga"]}
+    kinds = ["mb4d", "cga", "mbconv"]
+    second = {"width": [32, 48, 64], "depth": [1, 2, 3, 4], "kinds": kinds}
     plain = {
         "schema": 1,
         "name": "every-kind",

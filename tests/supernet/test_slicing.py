@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nas.block import Attn, Block, Cga, Downsample, GroupAttn, Mb3d, Mb4d
+from nas.block import Attn, Block, Cga, Downsample, GroupAttn, Mb3d, Mb4d, MbConv
 from nas.network import build_block, part_prefixes
 from nas.space import SearchSpace
 from nas.supernet import slicing
@@ -69,6 +69,10 @@ def kept_indices(name: str, shape: torch.Size, hull: Block, small: Block) -> lis
             head = int(name.split(".")[1])
             margin = (hull.kernels[head] - small.kernels[head]) // 2
             indices[2] = indices[3] = [margin + place for place in range(small.kernels[head])]
+    elif isinstance(hull, MbConv) and name == "depthwise.conv.weight":
+        assert isinstance(small, MbConv)
+        margin = (hull.kernel - small.kernel) // 2
+        indices[2] = indices[3] = [margin + place for place in range(small.kernel)]
     return indices
 
 
@@ -88,6 +92,7 @@ CGA = Cga(
     resolution=6, channels=32, heads=4, key=6, kernels=(7, 5, 3, 3), window=5, hidden=(40, 48)
 )
 MB3D = Mb3d(resolution=5, channels=24, heads=4, key=6, value=8, hidden=40)
+MBCONV = MbConv(resolution=5, channels=24, hidden=48, kernel=7, squeeze=16)
 
 
 @pytest.mark.parametrize(
@@ -103,10 +108,13 @@ MB3D = Mb3d(resolution=5, channels=24, heads=4, key=6, value=8, hidden=40)
         (MB3D, replace(MB3D, heads=2)),
         (MB3D, replace(MB3D, resolution=3)),
         (MB3D, replace(MB3D, channels=16, heads=3, key=2, value=3, hidden=8, resolution=4)),
+        (MBCONV, replace(MBCONV, kernel=3)),
+        (MBCONV, replace(MBCONV, squeeze=0)),
+        (MBCONV, replace(MBCONV, channels=16, hidden=8, kernel=5, squeeze=8)),
     ],
     ids=str,
 )
-def test_segments_inside_attention_are_cut_one_by_one(hull, small):
+def test_segments_and_kernels_are_cut_one_by_one(hull, small):
     assert_sliced_as_written(hull, small)
 
 
@@ -166,6 +174,8 @@ def test_a_shape_that_would_only_broadcast_is_refused():
         (CGA, MB3D),
         (MB3D, replace(MB3D, value=10)),
         (MB3D, replace(MB3D, resolution=6)),
+        (MBCONV, replace(MBCONV, kernel=9)),
+        (replace(MBCONV, squeeze=0), MBCONV),
     ],
     ids=str,
 )
