@@ -59,8 +59,8 @@ def test_an_inverted_residual_is_the_slope_of_its_copies_and_needs_no_companion(
     part = parse("mbconv_r4_c32_h64_k5_s16_a0")
     made = recipe(part, copies=3)
     assert [(chain_name(chain), weight) for chain, weight in made.terms] == [
-        (f"stem_r8_i3_c32_b1_a0+{part}*3", 0.5),
-        (f"stem_r8_i3_c32_b1_a0+{part}", -0.5),
+        (f"stem_r8_i3_c32_b1_a0+{part}*5", 0.25),
+        (f"stem_r8_i3_c32_b1_a0+{part}", -0.25),
     ]
     assert [item.entry for item in recipes([part, part], copies=3)] == [str(part)]
 
