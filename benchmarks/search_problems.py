@@ -202,9 +202,28 @@ def cliff(seed: int, noise: float = 0.2) -> Table:
     return Table(genes=base.genes, accuracy=accuracy, latency_ms=base.latency_ms)
 
 
-def _nominal(
-    seed: int, sizes: list[int], *, main: float, pairs: float, noise: float
-) -> Table:
+def tangled(seed: int, noise: float = 0.3) -> Table:
+    """Return 6 genes x 5 numbers that are mere labels; a random network says what they are worth.
+
+    200 hidden units see all genes at once, so that there are interactions of every order.
+    """
+    rng = np.random.default_rng([seed, 14])
+    hidden = rng.normal(0, 1, (6, 5, 200)) * rng.gamma(1.0, 1.0, (6, 1, 1))
+    outer = rng.normal(0, 1, 200) / np.sqrt(200)
+    base = _nominal(seed, [5] * 6, main=0.8, pairs=0.0, noise=0.0)
+
+    def accuracy(codes: Codes) -> Values:
+        inner = np.zeros((len(codes), 200))
+        for gene in range(6):
+            inner += hidden[gene][codes[:, gene]]
+        total: Values = 85 + 3 * np.tanh(inner) @ outer + noise * luck(codes, np.full(6, 5), seed)
+        return total
+
+    genes = {f"g{gene}": (0, 1, 2, 3, 4) for gene in range(6)}
+    return Table(genes=genes, accuracy=accuracy, latency_ms=base.latency_ms)
+
+
+def _nominal(seed: int, sizes: list[int], *, main: float, pairs: float, noise: float) -> Table:
     rng = np.random.default_rng([seed, 12, len(sizes)])
     weight = rng.gamma(1.0, 1.0, len(sizes))
     effects = [rng.normal(0, main * weight[gene], size) for gene, size in enumerate(sizes)]
@@ -287,6 +306,7 @@ PROBLEMS: dict[str, Callable[[int], Table]] = {
     "pairs": pairs,
     "noisy": noisy,
     "cliff": cliff,
+    "tangled": tangled,
     "stages": stages,
     "large": large,
 }

@@ -18,7 +18,9 @@ from nas.study import Choice
 BATCH = 8  # candidates planned at once where the engine asks for one at a time
 LEAST = 4  # scores before anything is learnt
 FIT_ROWS = 200  # rows the regression's settings are fitted on
-TAIL = 3.0  # scores further below the median than this many times the 90th centile is above count alike
+# Scores that are further below the median than so many times the distance from it to the 90th
+# centile count alike.
+TAIL = 2.0
 TYPICAL = 0.5  # standard deviation assumed where candidates are only ranked
 
 
@@ -109,8 +111,8 @@ class PredictorMind:
         self._waiting: dict[int, tuple[Array, bool]] = {}
         self._planned: list[Array] = []
         self._asked = 0
-        self._features: Features | None = None
-        self._process: GaussianProcess | None = None
+        self._features = Features(problem.genes)
+        self._process = GaussianProcess(self._features.blocks)
 
     # ------------------------------------------------------------ what the engine calls
     def ask(self) -> Proposal:
@@ -150,40 +152,35 @@ class PredictorMind:
         codes = np.stack(known.codes)
         costs = {name: np.array([row[name] for row in known.costs]) for name in known.costs[0]}
         values = known.values(TAIL if self._problem.objective is None else 3 * TAIL)
-        process, features = self._learn(codes, costs, values)
-        beaten = self._goal(costs, process.mean(features(codes, costs)).astype(np.float64), values)
+        features, process = self._features(codes), self._process
+        process.fit(features, values, rows=self._fit_rows(values))
+        beaten = self._goal(costs, process.mean(features), values)
 
         def rank(codes: Array, costs: Costs) -> Array:
-            expected = process.mean(features(codes, costs)).astype(np.float64)
+            expected = process.mean(self._features(codes))
             if self._problem.objective is None:
                 return expected
             return beaten.gain(expected, TYPICAL, self._cost(costs))
 
         good = codes[np.argsort(-values, kind="stable")[: max(len(codes) // 3, 2 * LEAST)]]
-        return self._pick(self._pool.best(rank, good), process, features, beaten)
+        return self._pick(self._pool.best(rank, good), beaten)
 
-    def _learn(
-        self, codes: Array, costs: Costs, values: Array
-    ) -> tuple[GaussianProcess, Features]:
-        if self._features is None or self._process is None:
-            self._features = Features(self._problem.genes, self._pool.costs)
-            self._process = GaussianProcess(self._features.blocks)
-        rows = np.arange(len(values))
-        if len(values) > FIT_ROWS:  # the best half of them, and any others
-            order = np.argsort(-values, kind="stable")
-            others = self._rows.rng.choice(order[FIT_ROWS // 2 :], FIT_ROWS // 2, replace=False)
-            rows = np.concatenate([order[: FIT_ROWS // 2], others])
-        self._process.fit(self._features(codes, costs), values, rows=rows)
-        return self._process, self._features
+    def _fit_rows(self, values: Array) -> Array:
+        """Return the rows that settings are fitted on: of many, the best half and any others."""
+        if len(values) <= FIT_ROWS:
+            return np.arange(len(values))
+        order = np.argsort(-values, kind="stable")
+        half = FIT_ROWS // 2
+        return np.concatenate(
+            [order[:half], self._rows.rng.choice(order[half:], half, replace=False)]
+        )
 
-    def _pick(
-        self, short: Candidates, process: GaussianProcess, features: Features, beaten: Stairs
-    ) -> list[Array]:
+    def _pick(self, short: Candidates, beaten: Stairs) -> list[Array]:
         """Return the rows of a batch: one after another, each as if those before were known."""
         picked: list[Array] = []
         if len(short) == 0:
             return picked
-        posterior = process.posterior(features(short.codes, short.costs))
+        posterior = self._process.posterior(self._features(short.codes))
         cost = self._cost(short.costs)
         free = np.ones(len(short), dtype=bool)
         for _ in range(min(self._batch, len(short))):
@@ -191,7 +188,7 @@ class PredictorMind:
             best = int(np.where(free, gain, -np.inf).argmax())
             free[best] = False
             picked.append(short.raw[best])
-            posterior = process.knowing(posterior, best)
+            posterior = self._process.knowing(posterior, best)
             beaten = self._raise(beaten, cost[best], posterior.mean[best])
         return picked
 

@@ -13,7 +13,7 @@ FIT_STEPS = 15
 JITTER = 1e-6
 BOUND = 6.0  # on the logarithm of each setting, around where it starts
 # Variance at first of: single genes, pairs of genes, whole neighbourhoods, noise.
-ALONE, PAIRS, NEAR, NOISE = 0.3, 0.3, 0.4, 0.05
+ALONE, PAIRS, NEAR, NOISE = 0.3, 0.3, 0.4, 0.1
 REACH = 3.0  # how fast a neighbourhood ends at first
 
 
@@ -44,7 +44,7 @@ class GaussianProcess:
     def __init__(self, blocks: Array) -> None:
         """Take the block of each column, shape (columns,)."""
         self._blocks = blocks
-        self._count = int(blocks[-1]) + 1
+        self._count = int(blocks.max(initial=-1)) + 1
         settings = np.log([ALONE, PAIRS, NEAR, REACH, NOISE])
         self._start = np.concatenate([np.zeros(self._count), settings])
         self._theta = self._start
@@ -78,7 +78,7 @@ class GaussianProcess:
         known = self._weighted.astype(np.float32)
         theta = self._theta.astype(np.float32)
         covariance, _ = _kernel(features.astype(np.float32) @ known.T, theta)
-        expected: Array = covariance @ self._solved.astype(np.float32)
+        expected: Array = (covariance @ self._solved.astype(np.float32)).astype(np.float64)
         return expected
 
     def posterior(self, features: Array) -> Posterior:
