@@ -115,9 +115,7 @@ def ours(
     return study.trials
 
 
-def plain(
-    table: Table, sampler: str, budget_ms: float, evaluations: int, seed: int
-) -> list[float]:
+def plain(table: Table, sampler: str, budget_ms: float, evaluations: int, seed: int) -> list[float]:
     """Return the accuracy of each trial of a plain study; of infeasible ones, a typical one's."""
     typical = float(np.median(table.accuracy(table.draw(2000))))
     study = optuna.create_study(sampler=PLAIN[sampler](seed=seed), direction="maximize")

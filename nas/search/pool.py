@@ -11,13 +11,13 @@ from nas.study import Choice
 
 ENUMERATED = 32_768  # spaces up to this size are held whole
 COMPLETED = 4096  # the same where a candidate has to be completed before it can be priced
-DRAWS = 8192  # to begin with, in larger spaces
-CHILDREN = 4096  # in a generation
+DRAWS = 16_384  # to begin with, in larger spaces
+CHILDREN = 2048  # in a generation
 GENERATIONS = 3  # a batch
 PARENTS = 256
-KEPT = 8192  # from one batch to the next
-SHORT = 2048  # candidates that are looked at closely
-SHORT_COMPLETED = 384
+KEPT = 14_000  # from one batch to the next
+SHORT = 1536  # candidates that are looked at closely
+SHORT_COMPLETED = 160
 
 Rank: TypeAlias = Callable[[Array, Costs], Array]
 
@@ -55,6 +55,7 @@ class Pool:
         self._rows = rows
         self._complete = complete
         self._seen: set[bytes] = set()
+        self._finished: dict[bytes, Array] = {}
         self.is_whole = rows.count <= (ENUMERATED if complete is None else COMPLETED)
         codes = rows.all() if self.is_whole else np.unique(rows.draw(DRAWS), axis=0)
         self._kept = _affordable(rows, codes)
@@ -126,7 +127,12 @@ class Pool:
 
     def _completed(self, candidates: Candidates) -> Candidates:
         """Return candidates as they would be evaluated; equal ones become one."""
-        finished = [self.finish(self._rows.choice(row)) for row in candidates.raw]
+        finished = []
+        for row in candidates.raw:
+            name = row.tobytes()
+            if name not in self._finished:
+                self._finished[name] = self.finish(self._rows.choice(row))
+            finished.append(self._finished[name])
         codes = np.array(finished, dtype=np.int64).reshape(candidates.raw.shape)
         first = np.sort(np.unique(codes, axis=0, return_index=True)[1])
         costs, met = self._rows.priced(codes[first])

@@ -89,9 +89,7 @@ def run(
     return study
 
 
-def _completion(
-    options: SearchOptions, level: float | None
-) -> Callable[[Choice], Choice] | None:
+def _completion(options: SearchOptions, level: float | None) -> Callable[[Choice], Choice] | None:
     """Return the options' `complete` at the budget's level; None if there is none."""
     complete = options.complete
     return None if complete is None else lambda choice: complete(choice, level)

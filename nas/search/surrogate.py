@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # Any: float64, or block numbers (int64)
 
-FIT_STEPS = 15
+FIT_STEPS = 10
 JITTER = 1e-6
 BOUND = 6.0  # on the logarithm of each setting, around where it starts
 # Variance at first of: single genes, pairs of genes, whole neighbourhoods, noise.
@@ -133,8 +133,15 @@ class GaussianProcess:
 def _kernel(similarity: Array, theta: Array) -> tuple[Array, Array]:
     """Return the covariance at similarities, and the neighbourhoods' part of it."""
     alone, pairs, near, reach = np.exp(theta[-5:-1])
-    neighbourhood = near * np.exp(reach * (similarity - 1))
-    return similarity * (alone + pairs * similarity) + neighbourhood, neighbourhood
+    neighbourhood = similarity * reach
+    neighbourhood -= reach
+    np.exp(neighbourhood, out=neighbourhood)
+    neighbourhood *= near
+    covariance = similarity * pairs  # in place from here: these arrays are the largest there are
+    covariance += alone
+    covariance *= similarity
+    covariance += neighbourhood
+    return covariance, neighbourhood
 
 
 def _with_noise(covariance: Array, theta: Array) -> Array:
