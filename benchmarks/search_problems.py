@@ -283,7 +283,7 @@ def _staged(seed: int, count: int, names: tuple[str, ...], *, noise: float) -> T
         width, depth, expand, kind = parts(codes)
         size = width * (0.6 + 0.4 * expand / 3) * depth**0.7
         lost = (worth * 4 * np.exp(-speed * size)).sum(axis=1)
-        total = 82 - lost + noise * luck(codes, np.full(codes.shape[1], 4), seed)
+        total: Values = 82 - lost + noise * luck(codes, np.full(codes.shape[1], 4), seed)
         if per == 4:
             total += kind_worth[np.arange(count), kind].sum(axis=1)
         for n in range(count - 1):

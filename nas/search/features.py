@@ -42,4 +42,5 @@ def _block(options: tuple[Option, ...]) -> Array:
     above = np.arange(count)[:, None] > np.arange(count - 1)[None, :]
     ordered = np.concatenate([above, ~above], axis=1) / np.sqrt(count - 1)
     rank = np.argsort(np.argsort(options))
-    return np.concatenate([ordered[rank], equal], axis=1) / np.sqrt(2)
+    both: Array = np.concatenate([ordered[rank], equal], axis=1) / np.sqrt(2)
+    return both

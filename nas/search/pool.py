@@ -62,9 +62,6 @@ class Pool:
         if self.is_whole and complete is not None:
             self._kept = self._completed(self._kept)
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
     @property
     def costs(self) -> Costs:
         """What the candidates cost, {metric: shape (n,)}."""
@@ -72,7 +69,9 @@ class Pool:
 
     def finish(self, choice: Choice) -> Array:
         """Return the row of a choice as it will be evaluated, shape (genes,)."""
-        return self._rows.encode([self._complete(choice) if self._complete else choice])[0]
+        rows = self._rows.encode([self._complete(choice) if self._complete else choice])
+        row: Array = rows[0]
+        return row
 
     def see(self, raw: Array, row: Array) -> None:
         """Never offer a candidate again, neither as proposed nor as completed."""
@@ -97,6 +96,8 @@ class Pool:
             for _ in range(GENERATIONS):
                 elite = pool.codes[_top(ranks, PARENTS)]
                 children = self._children(np.concatenate([parents, elite]), known)
+                if children is None:
+                    continue
                 pool = pool.join(children)
                 ranks = np.concatenate([ranks, rank(children.codes, children.costs)])
             order = _top(ranks, KEPT)
@@ -107,7 +108,7 @@ class Pool:
         return self._completed(pool.take(_top(ranks, SHORT_COMPLETED)))
 
     # ------------------------------------------------------------ inside
-    def _children(self, parents: Array, known: set[bytes]) -> Candidates:
+    def _children(self, parents: Array, known: set[bytes]) -> Candidates | None:
         """Return feasible children that are not among the known rows, which they join."""
         half = CHILDREN // 2
         crossed = self._rows.cross(parents, half)
@@ -118,8 +119,7 @@ class Pool:
             if name not in known and name not in self._seen:
                 known.add(name)
                 fresh.append(row)
-        shape = (len(fresh), parents.shape[1])
-        return _affordable(self._rows, np.array(fresh, dtype=np.int64).reshape(shape))
+        return _affordable(self._rows, np.stack(fresh)) if fresh else None
 
     def _unseen(self, candidates: Candidates) -> Candidates:
         unseen = [row.tobytes() not in self._seen for row in candidates.codes]
@@ -127,13 +127,15 @@ class Pool:
 
     def _completed(self, candidates: Candidates) -> Candidates:
         """Return candidates as they would be evaluated; equal ones become one."""
+        if len(candidates) == 0:
+            return candidates
         finished = []
         for row in candidates.raw:
             name = row.tobytes()
             if name not in self._finished:
                 self._finished[name] = self.finish(self._rows.choice(row))
             finished.append(self._finished[name])
-        codes = np.array(finished, dtype=np.int64).reshape(candidates.raw.shape)
+        codes = np.stack(finished)
         first = np.sort(np.unique(codes, axis=0, return_index=True)[1])
         costs, met = self._rows.priced(codes[first])
         return self._unseen(Candidates(candidates.raw[first], codes[first], costs).take(met))

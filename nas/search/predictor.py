@@ -141,10 +141,7 @@ class PredictorMind:
     def _plan(self) -> list[Array]:
         """Return the rows to propose next, at least one."""
         scored = sum(score is not None for score in self._known.scores)
-        if scored < LEAST or len(self._pool) == 0 or self._rows.count == 1:
-            picked = list(self._pool.some(self._batch).raw)
-        else:
-            picked = self._think()
+        picked = list(self._pool.some(self._batch).raw) if scored < LEAST else self._think()
         return picked or [self._rows.draw(1)[0]]  # nothing unseen: the engine looks elsewhere
 
     def _think(self) -> list[Array]:
@@ -203,10 +200,11 @@ class PredictorMind:
         """Return the stairs of what is expected of the known: scores are noisy."""
         if self._problem.objective is None:
             return Stairs(np.zeros(1), np.ones(1), np.array([expected.max()]))
-        own, pool = costs[self._problem.objective], self._pool.costs[self._problem.objective]
-        low, high = min(own.min(), pool.min()), max(own.max(), pool.max())
+        own = costs[self._problem.objective]
+        every = np.concatenate([own, self._pool.costs[self._problem.objective]])
         floor = float(min(values.min(), expected.min()))
-        return stairs(own, expected, low=float(low), high=float(high), floor=floor)
+        low, high = float(every.min()), float(every.max())
+        return stairs(own, expected, low=low, high=high, floor=floor)
 
     def _raise(self, beaten: Stairs, cost: float, height: float) -> Stairs:
         """Return the stairs with one more point."""

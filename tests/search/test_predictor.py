@@ -8,6 +8,7 @@ import pytest
 
 from nas.errors import ConfigError
 from nas.search import Problem, SearchOptions, run
+from nas.search import pool as pool_module
 from nas.search import predictor as module
 from nas.search.pool import ENUMERATED, Pool
 from nas.search.predictor import Known, PredictorMind, Stairs, stairs
@@ -89,6 +90,27 @@ def test_its_front_covers_more_than_that_of_others(make_table: Callable[..., Any
 
 
 # ---------------------------------------------------------------- what it proposes
+@pytest.mark.parametrize("mode", ["best", "front"])
+def test_a_budget_that_no_draw_meets_still_has_candidates_to_choose_from(
+    make_table: Callable[..., Any], mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "DRAWS", 64)
+    table = make_table(14, 3)
+    table.cost[:] = [1.0, 1.05, 3.0]
+    cheapest = dict.fromkeys(table.genes, 0)
+    budget = 14.16  # three genes at their second option: 470 of 4.8 million
+    objective = None if mode == "best" else "latency_ms"
+    mind = PredictorMind(problem(table, budget, objective=objective))
+    assert len(mind._pool.some(10)) == 0
+    for gene in list(table.genes)[:10]:
+        proposal = mind.adopt({**cheapest, gene: 1})
+        costs = {"latency_ms": table.latency(proposal.choice)}
+        mind.tell(proposal, table.accuracy(proposal.choice), costs)
+    asked = think(mind, table, 24)
+    assert len({str(choice) for choice in asked}) == 24
+    assert all(table.latency(choice) <= budget for choice in asked)
+
+
 def test_every_proposal_is_new_and_within_the_budget(make_table: Callable[..., Any]) -> None:
     for genes in (6, 12):
         table = make_table(genes, 4)

@@ -55,7 +55,11 @@ class TestGaussianProcess:
         values = np.random.default_rng(1).normal(size=len(rows))
         theta = process._start + np.random.default_rng(2).normal(0, 0.5, len(process._start))
         found = process._loss(theta, features(rows), values)[1]
-        expected = approx_fprime(theta, lambda t: process._loss(t, features(rows), values)[0], 1e-6)
+
+        def loss(theta: np.ndarray) -> float:
+            return process._loss(theta, features(rows), values)[0]
+
+        expected = approx_fprime(theta, loss, 1e-6)
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
     def test_it_predicts_what_scikit_learn_does_with_the_same_covariance(
