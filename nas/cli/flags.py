@@ -66,7 +66,7 @@ Storage = Annotated[
     typer.Option(help="Study database URL; NAS_STORAGE or sqlite:///runs/nas.db by default."),
 ]
 Evaluations = Annotated[int | None, typer.Option(help="How many architectures to evaluate.")]
-Sampler = Annotated[str | None, typer.Option(help="tpe, nsga2 or random.")]
+Sampler = Annotated[str | None, typer.Option(help="predictor, tpe, nsga2 or random.")]
 Winners = Annotated[int | None, typer.Option(help="How many networks to leave behind.")]
 Overrides = Annotated[
     list[str] | None,

@@ -38,7 +38,7 @@ class RunConfig:
     margin: float = 0.04
     least_use: float = 0.8
     evaluations: int = 300
-    sampler: str = "tpe"
+    sampler: str = "predictor"
     study: str = ""
     storage: str | None = None
     winners: int = 1

@@ -21,7 +21,7 @@ class SearchOptions:
     """How to search. The first four settings are part of a study and may not change in it.
 
     Attributes:
-        sampler: "tpe", "nsga2" or "random".
+        sampler: "predictor", "tpe", "nsga2" or "random".
         mode: "best" maximises accuracy within the budgets; "front" also minimises the first cost.
         rank_by: What the sampler learns from. "loss" needs `evaluate` to return one; it is steadier
             than an accuracy counted on few images, where many candidates tie.
@@ -37,7 +37,7 @@ class SearchOptions:
         progress: Called as `progress(done, total, text)` after every candidate.
     """
 
-    sampler: str = "tpe"
+    sampler: str = "predictor"
     mode: Mode = "best"
     rank_by: RankBy = "accuracy"
     batch: int = 1

@@ -1,17 +1,16 @@
 """The engine: propose, refuse what is infeasible or known, evaluate, record, tell."""
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 from nas.errors import ConfigError, NasError
-from nas.files import canonical_json
 from nas.search.budgets import meets, resolve_budgets
 from nas.search.evaluate import Evaluate, Outcome, outcomes
 from nas.search.ledger import FAILURES_IN_A_ROW, Ledger, check_costs, outcome_of
 from nas.search.options import SearchOptions
-from nas.search.samplers import SAMPLERS, Mind, Problem, Proposal
+from nas.search.samplers import SAMPLERS, Mind, Problem, Proposal, whole_key
 from nas.search.screen import Price, Pricer, Screen
 from nas.study import Choice, Option, Study, check_genes, describe_cost, is_latency
 
@@ -79,11 +78,21 @@ def run(
         budgets=limits,
         objective=objective if options.mode == "front" else None,
         seed=seed,
+        price=pricer,
+        batch=options.batch,
+        complete=_completion(options, limits.get(objective)),
+        key=options.key or whole_key,
     )
     mind = SAMPLERS[options.sampler](problem)
     search = _Search(mind, screen, pricer, study=study, options=options)
     search.go(evaluate, evaluations)
     return study
+
+
+def _completion(options: SearchOptions, level: float | None) -> Callable[[Choice], Choice] | None:
+    """Return the options' `complete` at the budget's level; None if there is none."""
+    complete = options.complete
+    return None if complete is None else lambda choice: complete(choice, level)
 
 
 def _identity(
@@ -202,7 +211,7 @@ class _Search:
         return choice, costs, self._key(choice)
 
     def _key(self, choice: Choice) -> Hashable:
-        return self._options.key(choice) if self._options.key else canonical_json(dict(choice))
+        return (self._options.key or whole_key)(choice)
 
     def _is_welcome(self, costs: Mapping[str, float], key: Hashable) -> bool:
         return key not in self._seen and meets(costs, self._budgets)

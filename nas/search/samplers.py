@@ -1,12 +1,14 @@
 """Minds: who proposes the next candidate. They think in memory and never touch a database."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from nas.files import canonical_json
+from nas.search.rows import PriceChoices
 from nas.seeds import stage_seed
 from nas.study import Choice, Genes, quiet_optuna
 from nas.study.trial import Codec
@@ -14,6 +16,7 @@ from nas.study.trial import Codec
 if TYPE_CHECKING:
     import optuna
 
+PREDICTOR_STARTS = 20
 TPE_STARTS = 16
 NSGA2_POPULATION = 24
 
@@ -49,17 +52,34 @@ class Mind(Protocol):
         ...
 
 
+def whole_key(choice: Choice) -> Hashable:
+    """Return what tells a choice from every other: all of it."""
+    return canonical_json(dict(choice))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """What every mind is given: the genes, the budgets, and what to be good at.
 
-    `objective` is the cost to minimise beside the score; None to look at the score alone.
+    Attributes:
+        genes: The options of every gene.
+        budgets: {metric: limit}.
+        objective: The cost to minimise beside the score; None to look at the score alone.
+        seed: Of all that is random.
+        price: What candidates cost, for minds that look before they propose.
+        batch: How many proposals the engine asks for before it tells the first one's result.
+        complete: Makes a choice the candidate that is evaluated; None where it is that already.
+        key: What makes two completed candidates the same one.
     """
 
     genes: Genes
     budgets: Mapping[str, float]
     objective: str | None
     seed: int
+    price: PriceChoices
+    batch: int = 1
+    complete: Callable[[Choice], Choice] | None = None
+    key: Callable[[Choice], Hashable] = whole_key
 
 
 class RandomMind:
@@ -156,4 +176,12 @@ def _nsga2(problem: Problem) -> Mind:
     return OptunaMind(problem, sampler, num_starts=NSGA2_POPULATION)
 
 
-SAMPLERS = MappingProxyType({"tpe": _tpe, "nsga2": _nsga2, "random": RandomMind})
+def _predictor(problem: Problem) -> Mind:
+    from nas.search.predictor import PredictorMind
+
+    return PredictorMind(problem)
+
+
+SAMPLERS = MappingProxyType(
+    {"predictor": _predictor, "tpe": _tpe, "nsga2": _nsga2, "random": RandomMind}
+)

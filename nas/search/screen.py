@@ -4,22 +4,20 @@ Candidates are rows of option indices, shape (n, genes); only prices are looked 
 thousand of them cost less than one evaluation. Small spaces are enumerated, large ones sampled.
 """
 
-import itertools
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from nas.errors import InfeasibleBudget, NasError
 from nas.search.budgets import excess, feasible
+from nas.search.rows import Array, Costs, Rows
 from nas.seeds import stage_seed
 from nas.study import Choice, Genes, describe_cost, full_metric
 
 T = TypeVar("T")
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # Any: option indices (int64) or costs (float64)
 Price = Callable[[list[Choice]], Mapping[str, Sequence[float] | Array]]
 logger = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ class Pricer:
         self._price = price
         self._targets = targets
 
-    def __call__(self, choices: list[Choice]) -> dict[str, Array]:
+    def __call__(self, choices: list[Choice]) -> Costs:
         """Return {metric: costs of shape (n,)}.
 
         Raises:
@@ -75,15 +73,10 @@ class Screen:
         objective: str,
         seed: int,
     ) -> None:
-        self._genes = genes
-        self._sizes = np.array([len(options) for options in genes.values()], dtype=np.int64)
-        self._pricer = pricer
+        self._rows = Rows(genes, pricer, budgets, seed=stage_seed(seed, "search/screen"))
         self._budgets = budgets
         self._objective = objective
-        self._rng = np.random.default_rng(stage_seed(seed, "search/screen"))
-        self._looked_at = 0
-        self.count = math.prod(len(options) for options in genes.values())
-        self.is_exhaustive = self.count <= DRAWS
+        self.is_exhaustive = self._rows.count <= DRAWS
         self._pool = self._fill()
         self._pool_left = self._pool  # of an enumerated space, what was not offered yet
         self._spare: list[Array] = []
@@ -102,7 +95,7 @@ class Screen:
             count: How many.
             near_budget: Most of them close below the budget, or evenly over the (log) cost.
         """
-        levels = self._price(self._pool)[self._objective]
+        levels = self._rows.price(self._pool)[self._objective]
         low, high = float(levels.min()), float(levels.max())
         if self._objective in self._budgets:
             high = self._budgets[self._objective]
@@ -116,7 +109,7 @@ class Screen:
         for level in wanted[: len(levels)]:
             nearest = int(np.where(free, np.abs(levels - level), np.inf).argmin())
             free[nearest] = False
-            picked.append(self._choice(self._pool[nearest]))
+            picked.append(self._rows.choice(self._pool[nearest]))
         return picked
 
     def unseen(self, accept: Callable[[Choice], T | None]) -> T | None:
@@ -129,7 +122,7 @@ class Screen:
             if not self._spare:
                 self._spare = self._more()
             while self._spare:
-                taken = accept(self._choice(self._spare.pop()))
+                taken = accept(self._rows.choice(self._spare.pop()))
                 if taken is not None:
                     return taken
         return None
@@ -138,18 +131,18 @@ class Screen:
         """Return feasible candidates in random order: those left in the space, or fresh draws."""
         if self.is_exhaustive:
             left, self._pool_left = self._pool_left, self._pool[:0]
-            return list(self._rng.permutation(left, axis=0))
-        drawn = list(self._feasible(self._draw(DRAWS))) if self._draws_help else []
+            return list(self._rows.rng.permutation(left, axis=0))
+        drawn = list(self._rows.feasible(self._rows.draw(DRAWS))) if self._draws_help else []
         self._draws_help = bool(drawn)
         if len(drawn) < FEW:  # taken from the end: the draws come first
-            drawn = [*self._feasible(self._change(self._pool, DRAWS // 4)), *drawn]
+            drawn = [*self._rows.feasible(self._rows.change(self._pool, DRAWS // 4)), *drawn]
         return drawn
 
     # ------------------------------------------------------------ finding feasible ones
     def _fill(self) -> Array:
         """Return feasible candidates, shape (n, genes): all of them, or a good number."""
-        codes = self._all() if self.is_exhaustive else self._draw(DRAWS)
-        costs = self._price(codes)
+        codes = self._rows.all() if self.is_exhaustive else self._rows.draw(DRAWS)
+        costs = self._rows.price(codes)
         pool: Array = codes[feasible(costs, self._budgets)]
         if self.is_exhaustive:
             if len(pool) == 0:
@@ -162,7 +155,7 @@ class Screen:
         for _ in range(ROUNDS):
             if len(pool) >= POOL:
                 break
-            changed = self._feasible(self._change(pool, DRAWS // 4))
+            changed = self._rows.feasible(self._rows.change(pool, DRAWS // 4))
             pool = np.unique(np.concatenate([pool, changed]), axis=0)
         return pool
 
@@ -173,21 +166,21 @@ class Screen:
             self._descend(codes[row], lambda costs: excess(costs, self._budgets))
             for row in np.argsort(over, kind="stable")[:DESCENTS]
         ]
-        pool = self._feasible(np.stack(ends))
+        pool = self._rows.feasible(np.stack(ends))
         if len(pool):
             return np.unique(pool, axis=0)
         smallest = {}
         for metric in self._budgets:
             least = self._descend(codes[int(costs[metric].argmin())], itemgetter(metric))
-            smallest[metric] = float(self._price(least[None])[metric][0])
+            smallest[metric] = float(self._rows.price(least[None])[metric][0])
         raise self._infeasible(smallest)
 
     def _descend(self, row: Array, score: Callable[[Mapping[str, Array]], Array]) -> Array:
         """Return where single-gene steps to the lowest score end, shape (genes,)."""
-        best = float(score(self._price(row[None]))[0])
+        best = float(score(self._rows.price(row[None]))[0])
         for _ in range(DESCENT_STEPS):
-            around = self._neighbours(row)
-            scores = score(self._price(around))
+            around = self._rows.neighbours(row)
+            scores = score(self._rows.price(around))
             step = int(scores.argmin())
             if scores[step] >= best:
                 break
@@ -199,7 +192,7 @@ class Screen:
         metric = max(self._budgets, key=lambda name: smallest[name] / self._budgets[name])
         limit, least = self._budgets[metric], smallest[metric]
         how = "of all" if self.is_exhaustive else "found among"
-        looked = f"{how} {self._looked_at:,} candidates"
+        looked = f"{how} {self._rows.looked_at:,} candidates"
         if least <= limit:
             names = " and ".join(self._budgets)
             text = f"no candidate meets the budgets on {names} together, though each can be met"
@@ -214,40 +207,3 @@ class Screen:
             budget=limit,
             smallest=least,
         )
-
-    # ------------------------------------------------------------ rows of option indices
-    def _all(self) -> Array:
-        rows = list(itertools.product(*(range(size) for size in self._sizes)))
-        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self._sizes))
-
-    def _draw(self, count: int) -> Array:
-        return self._rng.integers(0, self._sizes, size=(count, len(self._sizes)))
-
-    def _change(self, rows: Array, count: int) -> Array:
-        """Return random rows with about one and a half genes drawn anew, shape (count, genes)."""
-        parents = rows[self._rng.integers(0, len(rows), size=count)]
-        touched = self._rng.random(parents.shape) < 1.5 / parents.shape[1]
-        return np.where(touched, self._draw(count), parents)
-
-    def _neighbours(self, row: Array) -> Array:
-        """Return every row that differs in one gene, shape (sum of options - 1, genes)."""
-        around = []
-        for gene, size in enumerate(self._sizes):
-            for code in range(size):
-                if code != row[gene]:
-                    other = row.copy()
-                    other[gene] = code
-                    around.append(other)
-        return np.stack(around)
-
-    def _feasible(self, codes: Array) -> Array:
-        kept: Array = codes[feasible(self._price(codes), self._budgets)]
-        return kept
-
-    def _price(self, codes: Array) -> dict[str, Array]:
-        self._looked_at += len(codes)
-        return self._pricer([self._choice(row) for row in codes])
-
-    def _choice(self, row: Array) -> Choice:
-        options = self._genes.items()
-        return {gene: known[code] for (gene, known), code in zip(options, row, strict=True)}

@@ -175,7 +175,7 @@ def test_a_search_killed_again_and_again_goes_on_to_the_same_study(
     [
         ({"seed": 1}, "seed was 0 and is now 1"),
         ({"budgets": {"latency_ms": 3.0}}, "budgets was {'latency_ms': 2.5} and is now"),
-        ({"options": SearchOptions(sampler="random")}, "sampler was 'tpe' and is now 'random'"),
+        ({"options": SearchOptions(sampler="tpe")}, "sampler was 'predictor' and is now 'tpe'"),
         ({"options": SearchOptions(mode="front")}, "mode was 'best' and is now 'front'"),
         ({"options": SearchOptions(batch=2)}, "batch was 1 and is now 2"),
         ({"genes": {"a": (0, 1, 2), "b": (0, 2)}}, r"genes was {'b': \[0, 1\]} and is now"),

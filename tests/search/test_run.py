@@ -492,7 +492,10 @@ def test_progress_counts_every_candidate(table: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "tpee"}, "sampler must be one of tpe, nsga2, random, but is 'tpee'"),
+        (
+            {"sampler": "tpee"},
+            "sampler must be one of predictor, tpe, nsga2, random, but is 'tpee'",
+        ),
         ({"mode": "both"}, "mode must be one of best, front"),
         ({"rank_by": "top5"}, "rank_by must be one of accuracy, loss"),
         ({"batch": 0}, "batch must be at least 1"),

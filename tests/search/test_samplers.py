@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -11,7 +12,12 @@ from nas.search.samplers import SAMPLERS, Mind, OptunaMind, Problem
 
 def problem(seed: int = 0, objective: str | None = None) -> Problem:
     genes = {"a": (0, 1, 2), "b": ("x", "y", "z"), "k": ((7, 5), (5, 3), 3), "d": (0.5, 1, 2)}
-    return Problem(genes=genes, budgets={"latency_ms": 4.5}, objective=objective, seed=seed)
+    budgets = {"latency_ms": 4.5}
+    return Problem(genes=genes, budgets=budgets, objective=objective, seed=seed, price=prices)
+
+
+def prices(choices: list[Any]) -> dict[str, np.ndarray]:
+    return {"latency_ms": np.array([cost(choice)["latency_ms"] for choice in choices])}
 
 
 def cost(choice: Any) -> dict[str, float]:
