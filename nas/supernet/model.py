@@ -87,7 +87,7 @@ class SuperNet(nn.Module):
     ) -> Tensor:
         """Return the output of one block, with its slice of the slot's tensors for weights."""
         runner = template_of(block, x.device)
-        tensors = slice_block(self._tensors(slot), runner.shapes, self.hull_blocks[slot], block)
+        tensors = slice_block(self.tensors(slot), runner.shapes, self.hull_blocks[slot], block)
         if statistics is not None:
             # The memory an extracted network would have, so that the same kernels are chosen.
             tensors = {name: value.contiguous() for name, value in tensors.items()}
@@ -127,7 +127,7 @@ class SuperNet(nn.Module):
     def _run_frozen(self, x: Tensor, slot: str, block: Block) -> Tensor:
         """Return a block's output with a graph that leads to `x` only."""
         runner = template_of(block, x.device)
-        own = {name: value.detach() for name, value in self._tensors(slot).items()}
+        own = {name: value.detach() for name, value in self.tensors(slot).items()}
         tensors = slice_block(own, runner.shapes, self.hull_blocks[slot], block)
         return runner.run(x, tensors)
 
@@ -136,7 +136,7 @@ class SuperNet(nn.Module):
         slots, blocks = self.space.slots(architecture), self.space.blocks(architecture)
         yield from zip(slots, blocks, strict=True)
 
-    def _tensors(self, slot: str) -> dict[str, Tensor]:
+    def tensors(self, slot: str) -> dict[str, Tensor]:
         """Return the parameters of one slot by their names in its block's module."""
         return {name: getattr(owner, last) for name, owner, last in self._owners[slot]}
 
@@ -160,7 +160,7 @@ class SuperNet(nn.Module):
         state: dict[str, Tensor] = {}
         for place, (slot, block) in enumerate(self.walk(architecture)):
             shapes = template_of(block, torch.device("cpu")).shapes
-            tensors = slice_block(self._tensors(slot), shapes, self.hull_blocks[slot], block)
+            tensors = slice_block(self.tensors(slot), shapes, self.hull_blocks[slot], block)
             prefix = model.block_prefixes[place]
             for name, value in {**tensors, **statistics[place]}.items():
                 state[prefix + name] = value
