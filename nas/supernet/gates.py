@@ -1,4 +1,4 @@
-"""Gates: the inner dimensions of each kind of block, where their channels are scaled, what they own.
+"""Gates: inner dimensions of each kind of block, where their channels are scaled, what they own.
 
 A gate z multiplies one channel of a feature map: 1 leaves the network as it is, 0 is the network
 without the channel. Gates stand behind BatchNorm and activation, at the input of what reads the
@@ -278,9 +278,7 @@ GATES: dict[str, Gate] = {
         ),
         moves=_attn_value_moves,
     ),
-    "attn.heads": Gate(
-        shape=lambda part: (part.heads,), points=_heads_points, moves=_heads_moves
-    ),
+    "attn.heads": Gate(shape=lambda part: (part.heads,), points=_heads_points, moves=_heads_moves),
     "group_attn.key": Gate(
         shape=lambda part: (part.heads, part.key),
         points=_group_attn_points,

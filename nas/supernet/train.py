@@ -207,7 +207,9 @@ class _Training:
             TaylorConfig(images=self.config.order_images, batch_size=self.config.batch_size),
         )
         orders = order(self.supernet, importance, optimizer=self.optimizer)
-        log.info("put the channels of %d dimensions in order before step %d", len(orders), self.step)
+        log.info(
+            "put the channels of %d dimensions in order before step %d", len(orders), self.step
+        )
 
     def _weight_step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Update the weights on one batch; return the mean loss of each role."""

@@ -85,9 +85,7 @@ def test_a_stop_at_the_ordering_of_channels_ends_bit_equal(tmp_path, small, quar
     assert digests(again) == digests(whole) and again.history == whole.history
 
 
-def test_channels_are_put_in_order_once_behind_the_largest_paths(
-    tmp_path, small, quarters, caplog
-):
+def test_channels_are_put_in_order_once_behind_the_largest_paths(tmp_path, small, quarters, caplog):
     config = replace(CONFIG, steps=8, largest=0.25)
     with caplog.at_level(logging.INFO):
         ordered = train(SuperNet(small), quarters, config, tmp_path / "ordered")

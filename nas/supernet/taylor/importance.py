@@ -1,4 +1,4 @@
-"""Importance of channels: what a loss does when they are scaled, by first-order Taylor expansion."""
+"""Importance of channels: what the loss does when they are scaled, to first order (Taylor)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,7 +85,9 @@ def measure_importance(
     for architecture in architectures:
         own: dict[str, Tensor] = {}
         statistics = fit_statistics(supernet, architecture, data, refit)
-        for batch, labels in eval_batches(images, data, batch_size=config.batch_size, device=device):
+        for batch, labels in eval_batches(
+            images, data, batch_size=config.batch_size, device=device
+        ):
             gradients = sample_gradients(supernet, batch, labels, architecture, statistics)
             for name, gradient in gradients.items():
                 squares = gradient.double().square().sum(0).cpu()
@@ -113,6 +115,12 @@ def sample_gradients(
     Every image has gates of its own, so that one backward pass of the sum of all losses gives
     each image's derivatives. Those of a stream are divided by the number of its readers.
     """
+    if len(images) == 1:
+        # torch 2.14's BatchNorm on the CPU gives wrong gradients, with statistics or without, to
+        # a batch of one whose output's gradient is a transposed tensor, as attention makes it.
+        twice = images.repeat(2, 1, 1, 1), labels.repeat(2)
+        pair = sample_gradients(supernet, *twice, architecture, statistics)
+        return {name: own[:1] for name, own in pair.items()}
     gates = unit_gates(supernet, architecture, images)
     for each in gates.values():
         each.requires_grad_()

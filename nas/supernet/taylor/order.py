@@ -59,7 +59,9 @@ def order(
     return orders
 
 
-def slot_moves(supernet: SuperNet, orders: Mapping[str, Indices]) -> Iterator[tuple[str, list[Move]]]:
+def slot_moves(
+    supernet: SuperNet, orders: Mapping[str, Indices]
+) -> Iterator[tuple[str, list[Move]]]:
     """Yield (slot, what changes places in its tensors) for orders by dimension."""
     for slot, hull in supernet.hull_blocks.items():
         inner = {

@@ -21,7 +21,6 @@ class Scales:
 
     Attributes:
         by_kind: Kind of part and dimension -> scale, at least 0.
-        power: What the importance that a group loses is raised to before it is scaled.
         r2: Share of the variance of the measured losses that is explained, in five folds each
             held out of the fit that predicts it; below 0 is worse than their mean.
         r2_fitted: The same of the losses that were fitted.
@@ -29,15 +28,13 @@ class Scales:
     """
 
     by_kind: Mapping[str, float]
-    power: float
     r2: float
     r2_fitted: float
     spearman: float
 
     def costs(self, group: Group) -> Numbers:
         """Return the predicted increase of the loss in nats for each option of a group."""
-        costs: Numbers = self.by_kind.get(group.kind, 0.0) * group.lost**self.power
-        return costs
+        return self.by_kind[group.kind] * group.lost
 
     def predict(self, groups: Sequence[Group], allocation: Allocation) -> float:
         """Return the predicted increase of the loss of an allocation, in nats."""
@@ -52,19 +49,23 @@ def fit_scales(
     allocations: Sequence[Allocation],
     increases: Sequence[float],
     *,
-    power: float = 1.0,
+    pull: float = 1.0,
 ) -> Scales:
     """Fit a scale for each kind of part to measured increases of the loss.
 
-    Increase = sum over groups of scale(kind) * lost(option)^power: non-negative least squares,
-    since dropping channels is not expected to help. Raw sums are not comparable between kinds.
+    Increase = sum over groups of scale(kind) * lost(option), by non-negative least squares, since
+    dropping channels is not expected to help. Raw sums are not comparable between kinds, but a
+    kind that costs little cannot be told from noise either, and least squares alone would give it
+    for nothing: scales are pulled towards one scale for all kinds. (Roots of what is lost, a
+    change of the loss instead of its square, predict worse: benchmarks/taylor.py's first trials.)
 
     Args:
         groups: Those of a path, from `taylor.groups`.
         allocations: At least 10; each names every group.
         increases: Loss of each less that of the path's `widest`, in nats; both with statistics
             fitted to them.
-        power: 1 takes importance as it is, a squared change of the loss; 0.5 its root.
+        pull: Strength of the pull: a kind's scale is weighed against the common one as its own
+            measurements to `pull`^2 times as many; 0 is none.
 
     Raises:
         ConfigError: too few allocations, not one increase each, one that is not a number, or an
@@ -82,15 +83,14 @@ def fit_scales(
     features = np.zeros((len(allocations), len(kinds)))
     for row, allocation in enumerate(allocations):
         for group in groups:
-            features[row, kinds.index(group.kind)] += _lost(group, allocation) ** power
+            features[row, kinds.index(group.kind)] += _lost(group, allocation)
     held_out = np.empty_like(measured)
     for fold in range(FOLDS):
         out = np.arange(len(measured)) % FOLDS == fold
-        held_out[out] = features[out] @ _fit(features[~out], measured[~out])
-    scales = _fit(features, measured)
+        held_out[out] = features[out] @ _fit(features[~out], measured[~out], pull)
+    scales = _fit(features, measured, pull)
     return Scales(
         by_kind=dict(zip(kinds, scales.tolist(), strict=True)),
-        power=power,
         r2=_r2(measured, held_out),
         r2_fitted=_r2(measured, features @ scales),
         spearman=float(spearmanr(measured, held_out).statistic),
@@ -107,11 +107,15 @@ def _lost(group: Group, allocation: Allocation) -> float:
     return group.at(number)
 
 
-def _fit(features: Numbers, measured: Numbers) -> Numbers:
-    """Return non-negative least squares of columns brought to one length first."""
+def _fit(features: Numbers, measured: Numbers, pull: float) -> Numbers:
+    """Return one scale a column, at least 0: columns of length 1, pulled to one common scale."""
     lengths = np.linalg.norm(features, axis=0)
     lengths[lengths == 0] = 1.0
-    scales: Numbers = nnls(features / lengths, measured)[0] / lengths
+    total = features.sum(1)
+    common = max(0.0, float(total @ measured) / max(float(total @ total), 1e-300))
+    rows = np.vstack([features / lengths, pull * np.eye(len(lengths))])
+    wanted = np.concatenate([measured, pull * common * lengths])
+    scales: Numbers = nnls(rows, wanted)[0] / lengths
     return scales
 
 

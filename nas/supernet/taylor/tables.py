@@ -136,9 +136,7 @@ def _choices(
     space: SearchSpace, architecture: Architecture
 ) -> list[tuple[str, Dim, Block, tuple[int, ...]]]:
     """Return (slot, dimension, block, options) of every inner dimension with a choice."""
-    pairs = list(
-        zip(space.slots(architecture), space.blocks(architecture), strict=True)
-    )
+    pairs = list(zip(space.slots(architecture), space.blocks(architecture), strict=True))
     found = []
     for slot, block in pairs[1:-1]:
         stage = space.stages[int(slot.partition(".")[0].removeprefix("s")) - 1]

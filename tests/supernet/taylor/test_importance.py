@@ -1,5 +1,8 @@
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +53,7 @@ def rough(space: SearchSpace) -> SuperNet:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for value in supernet.parameters():
-            value += 0.1 * torch.randn(value.shape, generator=generator)
+            value.add_(torch.randn(value.shape, generator=generator), alpha=0.1)
     return supernet
 
 
@@ -62,7 +65,8 @@ def smooth(tiny: SearchSpace) -> SearchSpace:
     assert cga is not None
     blocks = replace(stages[1].blocks, cga=replace(cga, window=(3,)))
     stages = (stages[0], replace(stages[1], blocks=blocks))
-    return tiny.replace(act="gelu", stem=replace(tiny.stem, act="gelu"), stages=stages)
+    stem = replace(tiny.stem, act="gelu")
+    return tiny.replace(act="gelu", stem=stem, stages=stages, image_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,7 @@ def central_difference(
     batch: tuple[Tensor, Tensor],
     path: tuple[Architecture, Statistics],
     name: str,
-    channel: tuple[int, ...],
+    channel: tuple[Any, ...],
 ) -> Tensor:
     """Each image's derivative by one channel's gates, from losses at 1 +- 1e-3."""
     gates = unit_gates(supernet, path[0], batch[0])
@@ -202,12 +206,12 @@ def test_importance_is_weight_times_gradient_of_the_extracted_network_image_by_i
         for place, prefix in enumerate(model.block_prefixes):
             slot = tiny.slots(architecture)[place]
             model.get_submodule(prefix.rstrip(".")).register_forward_pre_hook(
-                lambda module, given, slot=slot: inputs.update({slot: kept(given[0])})
+                partial(keep_input, inputs, slot)
             )
         for image in range(5):
             model.zero_grad()
-            scores = model(pictures[image : image + 1].double())
-            F.cross_entropy(scores, classes[image : image + 1]).backward()  # type: ignore[no-untyped-call]
+            twice = [image, image]  # a batch of one: see sample_gradients
+            F.cross_entropy(model(pictures[twice].double()), classes[twice]).backward()  # type: ignore[no-untyped-call]
             for place, (slot, block) in enumerate(supernet.walk(architecture)):
                 parts = list(zip(part_prefixes(block), block.parts(), strict=True))
                 for dim in dims(block):
@@ -220,14 +224,21 @@ def test_importance_is_weight_times_gradient_of_the_extracted_network_image_by_i
                     wanted = by_weights(dim.gate, part, parameters)
                     assert_near(found[f"{slot}.{dim.field}"][image], wanted)
             stream = [slot for slot in inputs if slot.startswith(("s1.b", "s2.by"))]
-            products = [(inputs[slot] * inputs[slot].grad).sum((0, 2, 3)) for slot in stream]
-            assert_near(found["s1.width"][image], sum(products) / len(stream))
+            products = torch.stack([product(inputs[slot]).sum((0, 2, 3)) for slot in stream])
+            assert_near(found["s1.width"][image], products.mean(0))
 
 
-def kept(x: Tensor) -> Tensor:
-    if x.requires_grad:
-        x.retain_grad()
-    return x
+def product(value: Tensor) -> Tensor:
+    assert value.grad is not None
+    return value.detach() * value.grad
+
+
+def keep_input(
+    inputs: dict[str, Tensor], slot: str, module: torch.nn.Module, given: tuple[Tensor]
+) -> None:
+    (inputs[slot],) = given
+    if inputs[slot].requires_grad:
+        inputs[slot].retain_grad()
 
 
 def assert_near(found: Tensor, wanted: Tensor) -> None:
@@ -235,9 +246,9 @@ def assert_near(found: Tensor, wanted: Tensor) -> None:
     assert float((found - wanted).abs().max()) <= 1e-6 * float(wanted.abs().max()) + 1e-12
 
 
-def by_weights(gate: str, part, parameters) -> Tensor:
+def by_weights(gate: str, part: Any, parameters: Mapping[str, Tensor]) -> Tensor:
     """One image's derivatives by the channels of a dimension, from weights and their gradients."""
-    products = {name: value * value.grad for name, value in parameters.items()}
+    products = {name: product(value) for name, value in parameters.items()}
     if gate in ("mlp.hidden", "ffn.hidden"):
         return products["project.conv.weight"].sum((0, 2, 3))
     if gate == "token_mlp.hidden":
@@ -320,5 +331,3 @@ def test_what_cannot_be_measured_is_refused(small, quarters):
     other = small.replace(num_classes=9)
     with pytest.raises(ConfigError, match="num_classes"):
         measure_importance(SuperNet(other), [other.largest()], quarters)
-
-

@@ -1,20 +1,23 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from nas.errors import ConfigError
-from nas.space import SearchSpace
+from nas.space import Architecture, SearchSpace
 from nas.supernet import SuperNet, score
 from nas.supernet.taylor import (
     Group,
+    Importance,
     TaylorConfig,
     allocated,
     covering_paths,
     fit_scales,
     groups,
     measure_importance,
+    unit_gates,
     widest,
 )
 
@@ -25,9 +28,9 @@ def kinds() -> SearchSpace:
     return SearchSpace.load("hybrid-64").replace(image_size=32, num_classes=4)
 
 
-def random_importance(space, path, rng):
-    from nas.supernet.taylor import unit_gates
-
+def random_importance(
+    space: SearchSpace, path: Architecture, rng: np.random.Generator
+) -> Importance:
     gates = unit_gates(SuperNet(space), path, torch.zeros(1, 3, 8, 8))
     return {name: rng.random(tuple(own.shape[1:])) for name, own in gates.items()}
 
@@ -74,7 +77,7 @@ def test_an_allocation_is_a_network_that_a_supernet_runs(tiny, quarters):
     architecture = allocated(tiny, path, allocation)
     again = groups(tiny, architecture, importance)
     assert [group.name for group in again] == [group.name for group in found]
-    assert len(set(allocation.values())) > 2
+    assert len(set(allocation.values())) >= 2
     blocks = dict(zip(tiny.slots(architecture), tiny.blocks(architecture), strict=True))
     for name, number in allocation.items():
         slot = next(slot for slot in blocks if name.startswith(slot + "."))
@@ -116,7 +119,8 @@ def test_scales_are_found_again_and_predict_what_was_measured():
     def increase(allocation: dict[str, int]) -> float:
         return sum(truth[group.kind] * group.at(allocation[group.name]) for group in found)
 
-    scales = fit_scales(found, allocations, [increase(own) for own in allocations])
+    increases = [increase(own) for own in allocations]
+    scales = fit_scales(found, allocations, increases, pull=0)
     assert dict(scales.by_kind) == pytest.approx(truth, abs=1e-9)
     assert scales.r2 == pytest.approx(1) and scales.spearman == pytest.approx(1)
     fresh = {group.name: 8 for group in found}
@@ -130,11 +134,22 @@ def test_noise_is_told_from_what_is_explained():
     scales = fit_scales(found, allocations, rng.normal(1, 0.1, 60).tolist())
     assert scales.r2 < 0.2 and abs(scales.spearman) < 0.5
     assert scales.r2 < scales.r2_fitted
-    roots = [
-        sum(3 * group.at(own[group.name]) ** 0.5 for group in found) for own in allocations
+
+
+def test_a_kind_that_cannot_be_told_from_noise_gets_about_the_common_scale():
+    rng = np.random.default_rng(2)
+    found, allocations = example(rng)
+    faint = [
+        replace(g, lost=g.lost * 1e-3, kept=g.kept * 1e-3) if g.kind == "mlp.hidden" else g
+        for g in found
     ]
-    assert fit_scales(found, allocations, roots, power=0.5).r2 == pytest.approx(1)
-    assert fit_scales(found, allocations, roots).r2 < 0.999
+    increases = [
+        sum(3 * g.at(own[g.name]) for g in faint) + rng.normal(0, 0.3) for own in allocations
+    ]
+    alone = fit_scales(faint, allocations, increases, pull=0).by_kind["mlp.hidden"]
+    pulled = fit_scales(faint, allocations, increases).by_kind
+    assert abs(pulled["mlp.hidden"] - 3) < abs(alone - 3) / 1.5
+    assert pulled["ffn.hidden"] == pytest.approx(3, rel=0.1)
 
 
 def test_a_fit_on_too_little_or_on_nonsense_is_refused():
