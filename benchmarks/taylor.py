@@ -234,7 +234,7 @@ def scales(supernet: SuperNet, data: Data, seed: int) -> Piece:
     }
     plain = [sum(g.at(own[g.name]) for g in tables) for own in allocations]
     result["unscaled_spearman"] = float(spearmanr(increases, plain).statistic)
-    for pull in (1.0, 0.0):
+    for pull in (0.2, 0.0):
         fitted = fit_scales(tables, allocations, increases, pull=pull)
         result[f"pull {pull:g}"] = {
             "r2": fitted.r2,
@@ -292,7 +292,7 @@ def figures_of(done: dict[str, Piece]) -> list[Figure]:
                    asked="taylor lowest", measured=text, holds=is_best)
         )  # fmt: skip
     pieces = by_seed["scales"]
-    for pull in ("pull 1", "pull 0"):
+    for pull in ("pull 0.2", "pull 0"):
         r2 = [piece[pull]["r2"] for piece in pieces]
         ranks = [piece[pull]["spearman"] for piece in pieces]
         found += [

@@ -49,7 +49,7 @@ def fit_scales(
     allocations: Sequence[Allocation],
     increases: Sequence[float],
     *,
-    pull: float = 1.0,
+    pull: float = 0.2,
 ) -> Scales:
     """Fit a scale for each kind of part to measured increases of the loss.
 
@@ -64,8 +64,8 @@ def fit_scales(
         allocations: At least 10; each names every group.
         increases: Loss of each less that of the path's `widest`, in nats; both with statistics
             fitted to them.
-        pull: Strength of the pull: a kind's scale is weighed against the common one as its own
-            measurements to `pull`^2 times as many; 0 is none.
+        pull: Strength of the pull: a kind as far from the common scale as that scale is from 0
+            counts like an error of this share of all that was measured. 0 is none.
 
     Raises:
         ConfigError: too few allocations, not one increase each, one that is not a number, or an
@@ -108,13 +108,16 @@ def _lost(group: Group, allocation: Allocation) -> float:
 
 
 def _fit(features: Numbers, measured: Numbers, pull: float) -> Numbers:
-    """Return one scale a column, at least 0: columns of length 1, pulled to one common scale."""
+    """Return one scale a column, at least 0, by columns of length 1 and a row for each pull."""
     lengths = np.linalg.norm(features, axis=0)
     lengths[lengths == 0] = 1.0
     total = features.sum(1)
-    common = max(0.0, float(total @ measured) / max(float(total @ total), 1e-300))
-    rows = np.vstack([features / lengths, pull * np.eye(len(lengths))])
-    wanted = np.concatenate([measured, pull * common * lengths])
+    rows, wanted = features / lengths, measured
+    if pull and float(total @ measured) > 0:
+        common = float(total @ measured) / float(total @ total)
+        strength = pull * float(np.linalg.norm(measured))
+        rows = np.vstack([rows, np.diag(strength / (common * lengths))])
+        wanted = np.concatenate([measured, np.full(len(lengths), strength)])
     scales: Numbers = nnls(rows, wanted)[0] / lengths
     return scales
 
