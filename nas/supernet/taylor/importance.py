@@ -126,7 +126,9 @@ def sample_gradients(
         each.requires_grad_()
     with torch.enable_grad():
         losses = gated_losses(supernet, images, labels, architecture, statistics, gates)
-        found = torch.autograd.grad(losses.sum(), list(gates.values()))
+        found = torch.autograd.grad(  # 0 for a channel that nothing depends on
+            losses.sum(), list(gates.values()), materialize_grads=True
+        )
     readers = [_read_stream(supernet.space, slot) for slot in supernet.space.slots(architecture)]
     return {
         name: gradient / max(1, readers.count(name))

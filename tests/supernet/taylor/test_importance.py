@@ -128,6 +128,7 @@ def test_derivatives_are_central_differences_for_every_kind_of_gate(name, reques
                 )
                 found = own[(slice(None), *channel)] * share
                 scale = float(wanted.abs().max())
+                assert scale > 0, dimension
                 assert float((found - wanted).abs().max()) < 1e-4 * scale + 1e-9, dimension
     if name == "smooth":
         assert seen >= {
