@@ -57,7 +57,7 @@ def fit_scales(
     dropping channels is not expected to help. Raw sums are not comparable between kinds, but a
     kind that costs little cannot be told from noise either, and least squares alone would give it
     for nothing: scales are pulled towards one scale for all kinds. (Roots of what is lost, a
-    change of the loss instead of its square, predict worse: benchmarks/taylor.py's first trials.)
+    change of the loss instead of its square, predict worse: LOG.md, 2026-11-22.)
 
     Args:
         groups: Those of a path, from `taylor.groups`.
