@@ -1,5 +1,6 @@
 """Scoring sub-networks: fit BatchNorm for each on training images, rank on the search split."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,6 @@ from nas.data import Data, Split, eval_batches
 from nas.errors import ConfigError
 from nas.space import Architecture
 from nas.supernet.model import Statistics, SuperNet
-from nas.supernet.train import check_fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,3 +111,19 @@ def first_images(split: Split, count: int) -> Split:
         labels=split.labels[:count],
         indices=split.indices[:count],
     )
+
+
+def check_fit(supernet: SuperNet, data: Data) -> None:
+    """Raise ConfigError unless images and classes are what the supernet was built for."""
+    wanted: Mapping[str, tuple[int, int]] = {
+        "image_size": (supernet.space.image_size, data.image_size),
+        "in_chans": (supernet.space.in_chans, data.in_chans),
+        "num_classes": (supernet.space.num_classes, data.num_classes),
+    }
+    for name, (of_space, of_data) in wanted.items():
+        if of_space != of_data:
+            raise ConfigError(
+                f"{name} must be that of the data, but the space {supernet.space.name} has "
+                f"{of_space} and {data.name} has {of_data}. "
+                f"Use space.replace({name}={of_data})."
+            )

@@ -34,6 +34,8 @@ class TrainConfig:
         label_smoothing: Share of a label spread over all classes.
         augment: Whether images are augmented as their data set says.
         largest: Share of the steps in the first phase.
+        order_images: Training images that the importance of channels is measured on after the
+            first phase, to put the important ones first; 0 leaves channels where they are.
         sandwich: Share of the steps in the last phase; a step costs three paths there.
         paths_per_step: Random paths a step.
         distill_start: Share of the sandwich after which small and random paths learn from the
@@ -60,6 +62,7 @@ class TrainConfig:
     label_smoothing: float = 0.1
     augment: bool = True
     largest: float = 0.05
+    order_images: int = 256
     sandwich: float = 0.1
     paths_per_step: int = 1
     distill_start: float = 1.0
@@ -82,6 +85,8 @@ class TrainConfig:
             self._check(name, 0, 2**63)
         for name in ("epochs", "clip_grad", "weight_decay"):
             self._check(name, 0, 1_000_000)
+        if self.order_images:
+            self._check("order_images", 2, 1_000_000)
         for name in ("lr", "choice_lr", "tau_start", "tau_end"):
             self._check(name, 1e-9, 1000)
         if not self.steps and not self.epochs:
@@ -130,6 +135,13 @@ class Schedule:
         if step >= self.first_sandwich:
             return "sandwich"
         return "single" if step >= self.first_single else "largest"
+
+    def is_preceded_by_ordering(self, step: int) -> bool:
+        """Return whether the channels are put in order before this step.
+
+        That is once, behind the largest paths; without them nothing is known of the channels yet.
+        """
+        return 0 < step == self.first_single and self.config.order_images > 0
 
     def distills(self, step: int) -> bool:
         """Return whether small paths learn from the largest one's scores."""

@@ -26,16 +26,17 @@ class Template:
     """A block's plain module on the meta device, and how to run it.
 
     Attributes:
+        module: The block without weights; hooks may stand on it while it runs.
         shapes: Name -> shape of every parameter that `run` wants.
     """
 
     def __init__(self, block: Block, device: torch.device) -> None:
-        self._module = template(block, device)
-        self._norms = [inner for inner in self._module.modules() if isinstance(inner, _BatchNorm)]
+        self.module = template(block, device)
+        self._norms = [inner for inner in self.module.modules() if isinstance(inner, _BatchNorm)]
         for norm in self._norms:
             norm.momentum = None  # running statistics are plain means over the batches seen
         self._mode: tuple[bool, bool] | None = None
-        self.shapes = {name: value.shape for name, value in self._module.named_parameters()}
+        self.shapes = {name: value.shape for name, value in self.module.named_parameters()}
 
     def run(
         self,
@@ -56,20 +57,20 @@ class Template:
         """
         self._set_mode(is_training=fit or statistics is None, is_tracking=statistics is not None)
         given = {**tensors, **(statistics or {})}
-        output: Tensor = functional_call(self._module, given, (x,), tie_weights=False)
+        output: Tensor = functional_call(self.module, given, (x,), tie_weights=False)
         return output
 
     def _set_mode(self, *, is_training: bool, is_tracking: bool) -> None:
         """Set what a BatchNorm reads: untracked in training, it leaves its buffers alone."""
         if self._mode != (is_training, is_tracking):
             self._mode = (is_training, is_tracking)
-            self._module.train(is_training)
+            self.module.train(is_training)
             for norm in self._norms:
                 norm.track_running_stats = is_tracking
 
     def empty_statistics(self, device: torch.device) -> BlockStatistics:
         """Return statistics of no batch at all, for `run` to be fitted on."""
-        state: dict[str, Any] = self._module.state_dict()  # Any: torch's stubs
+        state: dict[str, Any] = self.module.state_dict()  # Any: torch's stubs
         return {
             name: torch.zeros(value.shape, dtype=value.dtype, device=device)
             for name, value in state.items()

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ from torch import Tensor
 
 from nas import checkpoint, files
 from nas.data import Data, batches, steps_per_epoch
-from nas.errors import ConfigError, TrainingDiverged
+from nas.errors import TrainingDiverged
 from nas.seeds import stage_seed
 from nas.supernet.choice import Choice, spots
+from nas.supernet.evaluate import check_fit
 from nas.supernet.history import History
 from nas.supernet.model import SuperNet
 from nas.supernet.paths import choice_path, step_paths
 from nas.supernet.schedule import Schedule, TrainConfig
 from nas.supernet.stored import Trained, restored, stored
+from nas.supernet.taylor import TaylorConfig, covering_paths, measure_importance, order
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,10 @@ def train(
 
     Tensors of a slot that no path touched in a step stay as they are. Entries that a path of the
     same kind did not reach get zero gradients, so that AdamW's decay and momentum move them on.
+
+    Between the largest paths and the random ones the channels are put into the order of their
+    Taylor importance, together with AdamW's moments (`taylor.order`), so that the small networks,
+    which come then, begin with the channels that matter.
 
     Args:
         supernet: What to train; its weights are overwritten if there is a checkpoint.
@@ -140,6 +146,8 @@ class _Training:
         choices = self._stream("choice", self.choice_batch, self.schedule.choices_before(first))
         while self.step < total:
             step = self.step
+            if self.schedule.is_preceded_by_ordering(step):
+                self._order()
             self.history.add(step, self._weight_step(step, next(images)))
             if self.schedule.is_followed_by_choice(step) and self.choice.logits:
                 self.history.add(step, {"choice": self._choice_step(step, next(choices))})
@@ -191,6 +199,19 @@ class _Training:
             )
 
     # ------------------------------------------------------------ one step
+    def _order(self) -> None:
+        """Put important channels first; a training that goes on from before does it again."""
+        importance = measure_importance(
+            self.supernet,
+            covering_paths(self.supernet.space),
+            self.data,
+            TaylorConfig(images=self.config.order_images, batch_size=self.config.batch_size),
+        )
+        orders = order(self.supernet, importance, optimizer=self.optimizer)
+        log.info(
+            "put the channels of %d dimensions in order before step %d", len(orders), self.step
+        )
+
     def _weight_step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Update the weights on one batch; return the mean loss of each role."""
         images, labels = batch
@@ -245,19 +266,3 @@ class _Training:
         if not is_on:
             return contextlib.nullcontext()
         return torch.autocast("cuda", dtype=torch.bfloat16)
-
-
-def check_fit(supernet: SuperNet, data: Data) -> None:
-    """Raise ConfigError unless images and classes are what the supernet was built for."""
-    wanted: Mapping[str, tuple[int, int]] = {
-        "image_size": (supernet.space.image_size, data.image_size),
-        "in_chans": (supernet.space.in_chans, data.in_chans),
-        "num_classes": (supernet.space.num_classes, data.num_classes),
-    }
-    for name, (of_space, of_data) in wanted.items():
-        if of_space != of_data:
-            raise ConfigError(
-                f"{name} must be that of the data, but the space {supernet.space.name} has "
-                f"{of_space} and {data.name} has {of_data}. "
-                f"Use space.replace({name}={of_data})."
-            )

@@ -202,7 +202,7 @@ def test_weight_decay_spares_all_but_matrices_and_kernels(tiny):
 def test_templates_index_with_real_memory(tiny):
     blocks = [block for block in tiny.every_block() if block.kind in ("cga", "mb3d")]
     for block in blocks:
-        module = template_of(block, torch.device("cpu"))._module
+        module = template_of(block, torch.device("cpu")).module
         tables = [buffer for name, buffer in module.named_buffers() if name.endswith("index")]
         assert tables and not any(table.is_meta for table in tables)
 

@@ -43,6 +43,15 @@ def test_choice_steps_are_counted_as_they_come():
     assert schedule(choice_every=0).choices_before(100) == 0
 
 
+def test_channels_are_put_in_order_once_if_the_largest_paths_were_trained():
+    def orderings(**changes: object) -> list[int]:
+        whole = schedule(**changes)
+        return [step for step in range(100) if whole.is_preceded_by_ordering(step)]
+
+    assert orderings() == [10]
+    assert orderings(order_images=0) == orderings(largest=0.0) == []
+
+
 def test_the_temperature_falls_from_start_to_end():
     whole = schedule(choice_every=3, tau_start=4.0, tau_end=0.25)
     last = whole.choices_before(100) - 1
@@ -64,6 +73,7 @@ def test_small_paths_learn_from_the_largest_only_late_in_the_sandwich():
         ({"steps": 0, "epochs": 0.0}, "epochs or steps must be above 0"),
         ({"largest": 0.7, "sandwich": 0.5}, "add up to at most 1"),
         ({"tau_start": 1.0, "tau_end": 2.0}, "tau_end must be at most tau_start"),
+        ({"order_images": 1}, "order_images must be from 2 to 1e\\+06, but is 1"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"checkpoint_steps": 0}, "checkpoint_steps must be"),
     ],

@@ -73,6 +73,30 @@ def test_a_training_that_was_interrupted_ends_bit_equal(
     assert again.history == undisturbed.history
 
 
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_stop_at_the_ordering_of_channels_ends_bit_equal(tmp_path, small, quarters, step):
+    """A checkpoint is written right before the ordering, and the run stops there or behind it."""
+    config = replace(CONFIG, steps=8, largest=0.25, checkpoint_steps=2)
+    whole = train(SuperNet(small), quarters, config, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(SuperNet(small), quarters, config, tmp_path / "cut", progress=stop_at(step))
+    assert (tmp_path / "cut/step-2.json").is_file()
+    again = train(SuperNet(small), quarters, config, tmp_path / "cut")
+    assert digests(again) == digests(whole) and again.history == whole.history
+
+
+def test_channels_are_put_in_order_once_behind_the_largest_paths(tmp_path, small, quarters, caplog):
+    config = replace(CONFIG, steps=8, largest=0.25)
+    with caplog.at_level(logging.INFO):
+        ordered = train(SuperNet(small), quarters, config, tmp_path / "ordered")
+    lines = [line for line in caplog.messages if "in order" in line]
+    assert len(lines) == 1 and lines[0].endswith("before step 2")
+    plain = replace(config, order_images=0)
+    assert digests(train(SuperNet(small), quarters, plain, tmp_path / "plain")) != digests(ordered)
+    with pytest.raises(ConfigError, match=r"config\.order_images \(256 there, 0 asked for\)"):
+        train(SuperNet(small), quarters, plain, tmp_path / "ordered")
+
+
 def test_weights_in_channels_last_resume_bit_equal_too(tmp_path, small, quarters):
     config = replace(CONFIG, channels_last=True)
     whole = train(SuperNet(small), quarters, config, tmp_path / "whole")

@@ -1,0 +1,127 @@
+"""Scales: from sums of importance to changes of the loss, fitted on measured allocations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+from scipy.stats import spearmanr
+
+from nas.errors import ConfigError
+from nas.supernet.taylor.tables import Allocation, Group
+
+Numbers = npt.NDArray[np.float64]
+FOLDS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scales:
+    """What a unit of importance costs in nats of loss, for each kind of part.
+
+    Attributes:
+        by_kind: Kind of part and dimension -> scale, at least 0.
+        r2: Share of the variance of the measured losses that is explained, in five folds each
+            held out of the fit that predicts it; below 0 is worse than their mean.
+        r2_fitted: The same of the losses that were fitted.
+        spearman: Rank correlation of measured and predicted losses, held out in the same way.
+    """
+
+    by_kind: Mapping[str, float]
+    r2: float
+    r2_fitted: float
+    spearman: float
+
+    def costs(self, group: Group) -> Numbers:
+        """Return the predicted increase of the loss in nats for each option of a group."""
+        return self.by_kind[group.kind] * group.lost
+
+    def predict(self, groups: Sequence[Group], allocation: Allocation) -> float:
+        """Return the predicted increase of the loss of an allocation, in nats."""
+        return sum(
+            float(self.costs(group)[group.options.index(allocation[group.name])])
+            for group in groups
+        )
+
+
+def fit_scales(
+    groups: Sequence[Group],
+    allocations: Sequence[Allocation],
+    increases: Sequence[float],
+    *,
+    pull: float = 0.2,
+) -> Scales:
+    """Fit a scale for each kind of part to measured increases of the loss.
+
+    Increase = sum over groups of scale(kind) * lost(option), by non-negative least squares, since
+    dropping channels is not expected to help. Raw sums are not comparable between kinds, but a
+    kind that costs little cannot be told from noise either, and least squares alone would give it
+    for nothing: scales are pulled towards one scale for all kinds. (Roots of what is lost, a
+    change of the loss instead of its square, predict worse: LOG.md, 2026-11-22.)
+
+    Args:
+        groups: Those of a path, from `taylor.groups`.
+        allocations: At least 10; each names every group.
+        increases: Loss of each less that of the path's `widest`, in nats; both with statistics
+            fitted to them.
+        pull: Strength of the pull: a kind as far from the common scale as that scale is from 0
+            counts like an error of this share of all that was measured. 0 is none.
+
+    Raises:
+        ConfigError: too few allocations, not one increase each, one that is not a number, or an
+            option that is not on offer.
+    """
+    measured = np.asarray(increases, dtype=np.float64)
+    if len(allocations) < 2 * FOLDS or len(measured) != len(allocations):
+        raise ConfigError(
+            f"fit_scales takes at least {2 * FOLDS} allocations and an increase for each, but got "
+            f"{len(allocations)} and {len(measured)}."
+        )
+    if not np.isfinite(measured).all():
+        raise ConfigError("increases must be numbers, but one is NaN or infinite.")
+    kinds = sorted({group.kind for group in groups})
+    features = np.zeros((len(allocations), len(kinds)))
+    for row, allocation in enumerate(allocations):
+        for group in groups:
+            features[row, kinds.index(group.kind)] += _lost(group, allocation)
+    held_out = np.empty_like(measured)
+    for fold in range(FOLDS):
+        out = np.arange(len(measured)) % FOLDS == fold
+        held_out[out] = features[out] @ _fit(features[~out], measured[~out], pull)
+    scales = _fit(features, measured, pull)
+    return Scales(
+        by_kind=dict(zip(kinds, scales.tolist(), strict=True)),
+        r2=_r2(measured, held_out),
+        r2_fitted=_r2(measured, features @ scales),
+        spearman=float(spearmanr(measured, held_out).statistic),
+    )
+
+
+def _lost(group: Group, allocation: Allocation) -> float:
+    number = allocation.get(group.name)
+    if number not in group.options:
+        raise ConfigError(
+            f"{group.name} must be one of {', '.join(map(str, group.options))}, but an allocation "
+            f"gives {number}."
+        )
+    return group.at(number)
+
+
+def _fit(features: Numbers, measured: Numbers, pull: float) -> Numbers:
+    """Return one scale a column, at least 0, by columns of length 1 and a row for each pull."""
+    lengths = np.linalg.norm(features, axis=0)
+    lengths[lengths == 0] = 1.0
+    total = features.sum(1)
+    rows, wanted = features / lengths, measured
+    if pull and float(total @ measured) > 0:
+        common = float(total @ measured) / float(total @ total)
+        strength = pull * float(np.linalg.norm(measured))
+        rows = np.vstack([rows, np.diag(strength / (common * lengths))])
+        wanted = np.concatenate([measured, np.full(len(lengths), strength)])
+    scales: Numbers = nnls(rows, wanted)[0] / lengths
+    return scales
+
+
+def _r2(measured: Numbers, predicted: Numbers) -> float:
+    spread = float(((measured - measured.mean()) ** 2).sum())
+    return 1.0 - float(((measured - predicted) ** 2).sum()) / spread if spread else 0.0
