@@ -47,15 +47,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pairs", nargs="*", default=DEFAULT)
     parser.add_argument("--seed", type=int, default=20_261)
+    parser.add_argument("--samples", type=int, default=60, help="clean ones of each network")
     parser.add_argument("--name", default="latency", help="of the file in benchmarks/results")
     options = parser.parse_args()
     figures: list[Figure] = []
     for space, target in zip(options.pairs[::2], options.pairs[1::2], strict=True):
-        figures += table_figures(space, Target.parse(target), seed=options.seed)
+        config = ProfileConfig(samples=options.samples, spread_s=3.0, seed=options.seed)
+        figures += table_figures(space, Target.parse(target), config)
     record(options.name, figures)
 
 
-def table_figures(name: str, target: Target, *, seed: int) -> list[Figure]:
+def table_figures(name: str, target: Target, config: ProfileConfig) -> list[Figure]:
     """Return the figures of one space on one target."""
     path = find_table(target)
     if path is None:
@@ -65,8 +67,7 @@ def table_figures(name: str, target: Target, *, seed: int) -> list[Figure]:
     asked = FP32.get(target.runtime, OTHERS) if target.precision == "fp32" else OTHERS
     also = published_in(table) if space.image_size == 224 else {}
     found = check(
-        table, space, networks=asked.networks, also=also,
-        config=ProfileConfig(samples=60, spread_s=3.0, seed=seed),
+        table, space, networks=asked.networks, also=also, config=config,
         progress=lambda done, total, text: print(f"\r{done}/{total} {text:40}", end=""),
     )  # fmt: skip
     print()
