@@ -101,7 +101,7 @@ def dims(block: Block) -> tuple[Dim, ...]:
     if block.kind == "stem":
         inner = len(getattr(block, "widths")) - 1  # noqa: B009 (Block itself has no widths)
         return DIMS["stem"][:inner]
-    return DIMS.get(block.kind, ())
+    return tuple(dim for dim in DIMS.get(block.kind, ()) if dim.size(block) > 0)
 
 
 def moved(name: str, tensor: Tensor, moves: Iterable[Move]) -> Tensor:
@@ -260,13 +260,17 @@ GATES: dict[str, Gate] = {
         moves=partial(_hidden_moves, project="project.weight"),
     ),
     # In front of the squeeze: a gate behind the first activation would leave the depthwise bias.
-    "merge.hidden": Gate(
-        shape=_hidden, points=lambda part: (Point(module="se"),), moves=_merge_moves
+    **dict.fromkeys(
+        ("merge.hidden", "mbconv.hidden"),
+        Gate(shape=_hidden, points=lambda part: (Point(module="se"),), moves=_merge_moves),
     ),
-    "merge.squeeze": Gate(
-        shape=lambda part: (part.squeeze,),
-        points=lambda part: (Point(module="se.fc2"),),
-        moves=_squeeze_moves,
+    **dict.fromkeys(
+        ("merge.squeeze", "mbconv.squeeze"),
+        Gate(
+            shape=lambda part: (part.squeeze,),
+            points=lambda part: (Point(module="se.fc2"),),
+            moves=_squeeze_moves,
+        ),
     ),
     "attn.key": Gate(
         shape=lambda part: (part.heads, part.key), points=_attn_points, moves=_attn_key_moves
@@ -290,6 +294,7 @@ GATES: dict[str, Gate] = {
 DIMS: dict[str, tuple[Dim, ...]] = {
     "stem": tuple(Dim(f"widths.{place}", 0, f"stem.{place}") for place in range(4)),
     "mb4d": (Dim("hidden", 1, "mlp.hidden"),),
+    "mbconv": (Dim("hidden", 0, "mbconv.hidden"), Dim("squeeze", 0, "mbconv.squeeze")),
     # heads last: the orders inside a head are those of the heads as they stood
     "mb3d": (
         Dim("key", 0, "attn.key"),
@@ -318,6 +323,7 @@ READS: dict[str, tuple[tuple[str, int], ...]] = {
     "downsample": (("conv.weight", 1),),
     "head": (("norm.", 0), ("fc.weight", 1), ("fc_dist.weight", 1)),
     "pool": (),
+    "mbconv": (("expand.conv.weight", 1),),
     "mlp": (("expand.conv.weight", 1),),
     "attn": (("norm.", 0), ("qkv.weight", 1)),
     "token_mlp": (("norm.", 0), ("expand.weight", 1)),
@@ -330,6 +336,7 @@ WRITES: dict[str, tuple[tuple[str, int], ...]] = {
     "downsample": (("conv.weight", 0), ("conv.bias", 0), ("bn.", 0)),
     "head": (),
     "pool": (("scale.", 0),),
+    "mbconv": (("project.", 0),),
     "mlp": (("project.", 0), ("scale.", 0)),
     "attn": (("project.", 0), ("scale.", 0)),
     "token_mlp": (("project.", 0), ("scale.", 0)),

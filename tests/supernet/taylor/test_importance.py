@@ -254,9 +254,9 @@ def by_weights(gate: str, part: Any, parameters: Mapping[str, Tensor]) -> Tensor
         return products["project.conv.weight"].sum((0, 2, 3))
     if gate == "token_mlp.hidden":
         return products["project.weight"].sum(0)
-    if gate == "merge.hidden":
+    if gate in ("merge.hidden", "mbconv.hidden"):
         return products["depthwise.bn.weight"] + products["depthwise.bn.bias"]
-    if gate == "merge.squeeze":
+    if gate in ("merge.squeeze", "mbconv.squeeze"):
         return products["se.fc2.weight"].sum((0, 2, 3))
     if gate == "attn.value":
         return products["project.weight"].sum(0).view(part.heads, part.value)
