@@ -13,6 +13,7 @@ import torch
 from nas import data as nas_data
 from nas.block import Block
 from nas.data import Data
+from nas.files import write_atomic
 from nas.latency import LatencyTable, find_table
 from nas.latency.sessions import Benches, child_bench
 from nas.latency.table import TABLES
@@ -82,6 +83,14 @@ class Materials:
         if given is not None:
             return Path(given)
         return find_table(self.target) or TABLES / f"{self.target.id}.json"
+
+    def own_table(self) -> Path:
+        """Return where the table may grow: of one that was shipped, a copy in runs/tables."""
+        path = self.table_path
+        is_given = self.run.config.table is not None
+        if is_given or not path.is_file() or TABLES in path.parents:
+            return path
+        return write_atomic(TABLES / path.name, path.read_bytes())
 
     @cached_property
     def table(self) -> LatencyTable:

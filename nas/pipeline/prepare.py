@@ -68,7 +68,7 @@ def profile(run: Run, materials: Materials | None = None) -> Outcome:
 
 def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, Any]:
     config, space, target = run.config, materials.space, materials.target
-    path = materials.table_path
+    path = materials.own_table()
     table = profile_table(
         space,
         target,
