@@ -45,7 +45,7 @@ class ProfileConfig:
     latency by a few per cent. `samples` clean samples of at least `sample_ms` each are taken, the
     first and the last `spread_s` apart. Up to `batch` entries are timed together for at most
     `time_limit_s`, and as long again those that have next to nothing by then; a child silent for
-    `timeout_s` is ended. A repeating part is read off chains of 1 and at least `copies`.
+    `timeout_s` is ended. A repeating part is read off chains of 1 and `copies`.
     `calibrate_on` whole networks are measured at the end for a fit (0: none). `strict` refuses
     grade C.
     """
@@ -106,7 +106,7 @@ def measure(
         threads: The target's; with more than one, a sample is compared with the best wall time
             by processor time seen for its network, not with 1.
         reference_ms: What the reference takes on this machine at its best, if it is known. A
-            session slower than that is waited for, then accepted as grade C.
+            session slower than MAX_SLOWER times that is waited for, then accepted as grade C.
         cold: Names of networks to sample a second time, under `cold_name(name)`, with the caches
             emptied before each run.
         tick: Told after each round which share of the wanted samples is there.

@@ -6,8 +6,7 @@ convolution: the lead-in, a fixed stem of one convolution to the side and channe
 is cheap, and it leaves the feature map in the layout in which the runtime keeps it (without it,
 ONNX Runtime goes back to plain NCHW at every residual sum, and parts cost up to 1.7 times more).
 
-* What keeps its shape, and can repeat, costs the slope between 1 and k copies in a row (k is 3 to
-  5: a long chain averages what each copy's place in memory does to it), each copy
+* What keeps its shape, and can repeat, costs the slope between 1 and k copies in a row, each copy
   behind the companion that a block always gives it (`mlp` behind `pool`, `ffn` and `group_attn`
   behind `dw`, `token_mlp` behind an `attn`), less the companion's own slope: a layout change
   between two kinds belongs to them.
@@ -28,8 +27,6 @@ Terms = tuple[tuple[Chain, float], ...]
 
 SHAPE_CHANGERS = ("stem", "downsample", "merge", "head")
 LEAD_IN_CHANNELS = 3
-MAX_COPIES, CHAIN_BYTES, CHAIN_MACS = 5, 600_000, 100_000_000  # of a chain of more than asked for
-OF_MANY_OPERATORS = ("attn", "group_attn", "token_mlp")  # which crowd the caches in long chains
 COMPANION_HEADS, COMPANION_KEY, COMPANION_VALUE = 4, 8, 16  # of the attn before a token_mlp
 
 
@@ -77,7 +74,7 @@ def recipe(part: Block, *, copies: int) -> Recipe:
 
     Args:
         part: The part.
-        copies: Least length of the longer chain of what repeats, at least 2.
+        copies: Length of the longer chain of what repeats, at least 2.
     """
     name = str(part)
     if part.kind == "stem":
@@ -87,23 +84,16 @@ def recipe(part: Block, *, copies: int) -> Recipe:
         terms: Terms = (((lead, part), 1.0), ((lead,), -1.0))
         return Recipe(entry=name, terms=terms, by=f"difference behind {lead}", alone=(part,))
     before = companion(part)
-    chain = (part,) if before is None else (before, part)
-    length = _length(chain, copies)
-    by, terms = f"slope of 1 and {length}", _slope(lead, chain, length)
-    if before is not None:
-        by += f" behind {before}"
-        without = _slope(lead, (before,), _length((before,), copies))
-        terms += tuple((chain, -weight) for chain, weight in without)
-    return Recipe(entry=name, terms=terms, by=by, alone=(part,))
-
-
-def _length(chain: Chain, copies: int) -> int:
-    """Return how often to repeat: more often than asked for where that costs next to nothing."""
-    if any(part.kind in OF_MANY_OPERATORS for part in chain):
-        return copies
-    size_bytes, macs = sum(part.bytes for part in chain), sum(part.macs for part in chain)
-    room = min(CHAIN_BYTES // max(size_bytes, 1), CHAIN_MACS // max(macs, 1), MAX_COPIES)
-    return max(copies, room)
+    if before is None:
+        by = f"slope of 1 and {copies}"
+        return Recipe(entry=name, terms=_slope(lead, (part,), copies), by=by, alone=(part,))
+    without = tuple((chain, -weight) for chain, weight in _slope(lead, (before,), copies))
+    return Recipe(
+        entry=name,
+        terms=_slope(lead, (before, part), copies) + without,
+        by=f"slope of 1 and {copies} behind {before}",
+        alone=(part,),
+    )
 
 
 def _slope(lead: Block, chain: Chain, copies: int) -> Terms:

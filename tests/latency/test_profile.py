@@ -87,9 +87,9 @@ def series(values: Any) -> Series:
     return Series(all_ms=np.array(values), is_clean=is_clean, wanted=len(values), reference_ms=0.1)
 
 
-def slope_of(one: Series, five: Series, **options: Any) -> Any:
+def slope_of(one: Series, three: Series, **options: Any) -> Any:
     lead = "stem_r8_i3_c8_b1_a0"
-    chains = {"dw_r4_c8": one, f"{lead}+dw_r4_c8": one, f"{lead}+dw_r4_c8*5": five}
+    chains = {"dw_r4_c8": one, f"{lead}+dw_r4_c8": one, f"{lead}+dw_r4_c8*3": three}
     factor = options.pop("cold", None)
     if factor is not None:
         cold = {n: replace(item, all_ms=item.all_ms * factor) for n, item in chains.items()}
@@ -99,18 +99,18 @@ def slope_of(one: Series, five: Series, **options: Any) -> Any:
 
 
 def test_an_entry_tells_its_slope_what_it_takes_alone_and_its_samples() -> None:
-    made = slope_of(series([3.0] * 30), series([7.0, 7.04] * 15))
+    made = slope_of(series([3.0] * 30), series([5.0, 5.02] * 15))
     assert made.ms == pytest.approx(1.005)
     assert made.isolated_ms == 3.0
     assert (made.p10, made.p90) == (1.0, 1.01)
-    assert (made.grade, made.by, made.clean) == ("A", "slope of 1 and 5", 30)
+    assert (made.grade, made.by, made.clean) == ("A", "slope of 1 and 3", 30)
     assert made.cold_ms is None
 
 
 def test_an_entry_is_never_cheaper_with_cold_caches() -> None:
-    one, five = series([3.0] * 30), series([7.0, 7.04] * 15)
-    assert slope_of(one, five, cold=1.5).cold_ms == pytest.approx(1.5 * 1.005)
-    assert slope_of(one, five, cold=0.9).cold_ms == pytest.approx(1.005)
+    one, three = series([3.0] * 30), series([5.0, 5.02] * 15)
+    assert slope_of(one, three, cold=1.5).cold_ms == pytest.approx(1.5 * 1.005)
+    assert slope_of(one, three, cold=0.9).cold_ms == pytest.approx(1.005)
 
 
 def test_a_price_not_told_from_zero_is_never_zero_and_says_so() -> None:
@@ -119,14 +119,14 @@ def test_a_price_not_told_from_zero_is_never_zero_and_says_so() -> None:
     made = slope_of(one, three)
     assert made.ms > 0
     assert made.grade == "C"
-    assert made.by == "slope of 1 and 5; not told from zero"
+    assert made.by == "slope of 1 and 3; not told from zero"
     with pytest.raises(UnreliableTiming, match="dw_r4_c8.*leave strict out"):
         slope_of(one, three, strict=True)
 
 
 def test_a_price_known_only_roughly_is_grade_c_though_its_chains_are_grade_a() -> None:
     rng = np.random.default_rng(0)
-    made = slope_of(series(rng.normal(5, 0.1, 12)), series(rng.normal(5.35, 0.1, 12)))
+    made = slope_of(series(rng.normal(5, 0.1, 12)), series(rng.normal(5.5, 0.1, 12)))
     assert made.grade == "C"
 
 

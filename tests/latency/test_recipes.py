@@ -44,14 +44,14 @@ def test_a_layout_change_between_two_kinds_of_part_is_paid_by_the_block_that_has
 
 
 def test_a_slope_is_of_copies_behind_the_lead_in_less_the_companion_s() -> None:
-    terms = dict(recipe(parse("ffn_r4_c32_h1024"), copies=3).terms)
+    terms = dict(recipe(parse("ffn_r4_c32_h64"), copies=3).terms)
     names = {chain_name(chain): weight for chain, weight in terms.items()}
-    lead, pair = "stem_r8_i3_c32_b1_a0", "dw_r4_c32+ffn_r4_c32_h1024"
+    lead, pair = "stem_r8_i3_c32_b1_a0", "dw_r4_c32+ffn_r4_c32_h64"
     assert names == {
         f"{lead}+{pair}+{pair}+{pair}": 0.5,
         f"{lead}+{pair}": -0.5,
-        f"{lead}+dw_r4_c32*5": -0.25,
-        f"{lead}+dw_r4_c32": 0.25,
+        f"{lead}+dw_r4_c32*3": -0.5,
+        f"{lead}+dw_r4_c32": 0.5,
     }
 
 
@@ -59,24 +59,10 @@ def test_an_inverted_residual_is_the_slope_of_its_copies_and_needs_no_companion(
     part = parse("mbconv_r4_c32_h64_k5_s16_a0")
     made = recipe(part, copies=3)
     assert [(chain_name(chain), weight) for chain, weight in made.terms] == [
-        (f"stem_r8_i3_c32_b1_a0+{part}*5", 0.25),
-        (f"stem_r8_i3_c32_b1_a0+{part}", -0.25),
+        (f"stem_r8_i3_c32_b1_a0+{part}*3", 0.5),
+        (f"stem_r8_i3_c32_b1_a0+{part}", -0.5),
     ]
     assert [item.entry for item in recipes([part, part], copies=3)] == [str(part)]
-
-
-@pytest.mark.parametrize(
-    ("text", "copies"),
-    [
-        ("dw_r4_c32", 5),
-        ("ffn_r4_c32_h512", 4),
-        ("ffn_r4_c512_h2048", 3),
-        ("attn_r4_c8_n2_k4_v4", 3),
-    ],
-)
-def test_what_is_small_is_repeated_more_often_than_asked_for(text: str, copies: int) -> None:
-    assert recipe(parse(text), copies=3).by.startswith(f"slope of 1 and {copies}")
-    assert recipe(parse(text), copies=9).by.startswith("slope of 1 and 9")
 
 
 @pytest.mark.parametrize(

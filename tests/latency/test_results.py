@@ -301,7 +301,7 @@ def test_a_plan_whose_recipes_are_another_version_s_is_not_read(own_folder: Path
 
     from nas.files import write_json
 
-    other = replace(read_plan(own_folder), copies=9).sealed()
+    other = replace(read_plan(own_folder), copies=4).sealed()
     write_json(own_folder / "manifest.json", other)
     with pytest.raises(CorruptFile, match="whose recipes are others"):
         read_plan(own_folder)
