@@ -12,8 +12,9 @@ import nas
 from nas import errors, files
 from nas.block import parse
 from nas.cli.app import app
+from nas.latency.calibration import Calibration
 from nas.latency.device_study import Comparison, DeviceStudy, Observation, OpShare, Row, Step
-from nas.latency.table import Calibration, Entry, LatencyTable
+from nas.latency.table import Entry, LatencyTable
 from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
 from nas.space import Architecture, SearchSpace
 

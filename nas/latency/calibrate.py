@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nas.block import Block
 from nas.errors import NasError
-from nas.latency.table import (
+from nas.latency.calibration import (
     AFFINE,
     COLD,
     KNEE_MB,
@@ -24,10 +24,10 @@ from nas.latency.table import (
     PARTS,
     Calibration,
     Costs,
-    LatencyTable,
     cold_share,
     footprint_mb,
 )
+from nas.latency.table import LatencyTable
 from nas.seeds import stage_seed
 from nas.space import Architecture, SearchSpace
 
@@ -154,9 +154,8 @@ def fit(networks: Networks, ids: Sequence[str]) -> Calibration:
     coefficients = _best(networks)
     errors = _held_out(_best, networks)
     plain = _errors(_identity(networks), networks)
-    return Calibration(
-        form=AFFINE if set(coefficients) == {"constant", "scale"} else PARTS,
-        coefficients=coefficients,
+    return replace(
+        _calibration(coefficients),
         fitted_on=dict(zip(ids, networks.measured_ms.tolist(), strict=True)),
         held_out={
             "mean": float(errors.mean()),
@@ -168,17 +167,24 @@ def fit(networks: Networks, ids: Sequence[str]) -> Calibration:
 
 
 def predict(coefficients: Coefficients, networks: Networks) -> Costs:
-    """Return what coefficients make of sums of entries, ms."""
-    scale = coefficients["scale"]
-    total_ms = np.full(len(networks), coefficients["constant"])
-    for kind, sums_ms in networks.sums_ms.items():
-        total_ms += coefficients.get(f"scale_{kind}", scale) * sums_ms
-    if KNEE_MB in coefficients:
-        share = cold_share(networks.footprint, coefficients[KNEE_MB])
-        total_ms += coefficients.get(MS_PER_MB, 0.0) * networks.megabytes * share
-        if networks.cold_ms is not None:
-            total_ms += coefficients.get(COLD, 0.0) * networks.cold_ms * share
-    return total_ms
+    """Return what coefficients make of sums of entries, ms.
+
+    Raises:
+        ValueError: they make no calibration.
+    """
+    fit = _calibration(coefficients)
+    scaled_ms: Costs = np.sum(
+        [fit.scale(kind) * sums_ms for kind, sums_ms in networks.sums_ms.items()], axis=0
+    )
+    cold_ms = np.zeros(len(networks)) if networks.cold_ms is None else networks.cold_ms
+    return fit.total(scaled_ms, fit.extra_ms(cold_ms, networks.megabytes), networks.footprint)
+
+
+def _calibration(coefficients: Coefficients) -> Calibration:
+    """Return the calibration of coefficients alone."""
+    is_plain = set(coefficients) == {"constant", "scale"}
+    form = AFFINE if is_plain else PARTS
+    return Calibration(form=form, coefficients=coefficients, fitted_on={}, held_out={})
 
 
 def relative_line(values: Costs, measured_ms: Costs) -> tuple[float, float]:
@@ -270,9 +276,10 @@ def _solved(
     found = {name: float(value) for name, value in values.items()}
     if knee_mb is not None:
         found[KNEE_MB] = knee_mb
-    scales = [value for name, value in found.items() if name.startswith("scale")]
-    is_sound = min(scales) > 0 and min((found[name] for name in adds), default=0.0) >= 0
-    return found if is_sound and (predict(found, networks) > 0).all() else None
+    try:
+        return found if (predict(found, networks) > 0).all() else None
+    except ValueError:  # a scale that turns the order round, say
+        return None
 
 
 def _held_out(solve: Solve, networks: Networks) -> Costs:

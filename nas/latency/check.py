@@ -10,12 +10,13 @@ import numpy as np
 from nas.block import Block
 from nas.errors import ConfigError
 from nas.latency.calibrate import draw, relative_line
+from nas.latency.calibration import Costs
 from nas.latency.compose import Export, Workshop
 from nas.latency.measure import ProfileConfig, Progress, measure_networks
 from nas.latency.plan import session_seconds
 from nas.latency.recipes import parts_of
 from nas.latency.sessions import Benches, Sessions, Teller, child_bench
-from nas.latency.table import Costs, LatencyTable
+from nas.latency.table import LatencyTable
 from nas.latency.timing import Timing, summarise
 from nas.seeds import stage_seed
 from nas.space import SearchSpace
@@ -82,8 +83,9 @@ def check(
 ) -> Check:
     """Measure networks of a space that its calibration has not seen, and compare.
 
-    They are drawn evenly over the levels of cost and timed, interleaved, on the table's target; a
-    machine that is slower or faster now than when the table was made is set right by its anchors.
+    They are drawn evenly over the levels of cost and timed, interleaved, on the table's target. That
+    the clock is slower or faster now than when the table was made is set right by its anchors; a
+    core that is shared meanwhile is waited for, and else graded C.
 
     Args:
         table: Must price the space; `benches` must run its target, by default this machine's.

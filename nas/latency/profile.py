@@ -78,20 +78,20 @@ def profile(
     config = config or ProfileConfig()
     with lock(path.with_name(path.name + ".lock")), tempfile.TemporaryDirectory() as scratch:
         table = standing(path, target)
-        todo = plan_from(needed, table, config)
+        planned = plan_from(needed, table, config)
         if not table.protocol:
             table = replace(table, protocol=_protocol(config), provenance=_provenance(target))
         workshop = Workshop(Path(scratch), export, batch=target.batch, takes=target.takes)
-        total = len(todo.missing) + todo.networks
-        teller = Teller(progress, total, todo.seconds)
+        total = len(planned.missing) + planned.networks
+        teller = Teller(progress, total, planned.seconds)
         sessions = Sessions(target, config, workshop, benches, teller)
-        for batch in batches_of(todo.missing, config):
+        for batch in batches_of(planned.missing, config):
             teller.begin(len(batch), batch_seconds(batch, config, target))
             table, unclear = _add(table, batch, sessions, strict=config.strict)
             table = table.save(path)
             if unclear is not None:
                 raise unclear
-        if todo.networks:
+        if planned.networks:
             assert isinstance(needed, SearchSpace)
             table = _calibrate(table, needed, sessions, config).save(path)
     progress(total, total, "the latency table is complete")

@@ -14,12 +14,13 @@ from nas.block import parse
 from nas.errors import ConfigError
 from nas.files import MAX_JSON_BYTES, digest_file, lock, unknown_key
 from nas.latency.calibrate import calibrated
+from nas.latency.calibration import MAX_MS
 from nas.latency.check import MIN_NETWORKS, Check, compare
 from nas.latency.plan import standing
 from nas.latency.plan_folder import PlanManifest
 from nas.latency.profile import MAX_ERROR_A, MAX_ERROR_B, STANDARD_ERROR
 from nas.latency.recipes import Recipe, chain_name
-from nas.latency.table import MAX_MS, Entry, LatencyTable
+from nas.latency.table import Entry, LatencyTable
 from nas.latency.timing import GRADE_A, GRADE_B, MIN_CLEAN, Timing
 from nas.target import Target
 

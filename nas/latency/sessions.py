@@ -1,9 +1,11 @@
 """A session: chains exported, joined and timed together, and set against what a table knows.
 
-Machines change their mood between sessions: a neighbour on the same core makes everything up to
-1.6 times slower for minutes. What is subtracted from each other is timed in one session; what is
-only added up (entries of other batches, whole networks to fit on) is made comparable by anchors:
-a few entries of the table are timed again, alone, and the median of new by old divides the rest.
+Machines change their mood between sessions. What is subtracted from each other is timed in one
+session; what is only added up (entries of other batches, whole networks to fit on) is made
+comparable in two ways. While the reference says that a core is shared, which slows small networks
+more than large ones, a session waits. That clocks rise and fall, which slows all alike, is put
+right by anchors: a few entries of the table are timed again, alone, and the median of new by old
+divides the rest.
 """
 
 import logging
@@ -123,7 +125,6 @@ class Sessions:
                         LOADED + (1 - LOADED) * share, f"timing {what}"
                     ),
                 )
-        # A machine that is slower for minutes is not waited for: the anchors say by how much.
         drift = drift_of(table, {name: series[name] for name in anchors})
         seen_ms = min(item.reference_ms for item in series.values())
         scaled = {

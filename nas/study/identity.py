@@ -12,7 +12,7 @@ _DIGEST_SHOWN = 12
 
 
 def check(name: str, *, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compare what a study was begun with and what is asked for now.
+    """Refuse to go on with a study that was begun with other attributes.
 
     Raises:
         ConfigError: an attribute has changed; the message shows each with both values.

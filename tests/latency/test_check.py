@@ -7,8 +7,8 @@ import pytest
 from nas.errors import NasError
 from nas.latency import ProfileConfig, compare, profile
 from nas.latency.calibrate import Networks, draw, fit
+from nas.latency.calibration import Calibration, cold_share
 from nas.latency.check import errors_of
-from nas.latency.table import Calibration, cold_share
 from nas.latency.timing import Timing
 from nas.space import SearchSpace
 from nas.target import Target

@@ -9,7 +9,8 @@ import pytest
 from nas.block import parse
 from nas.errors import ConfigError, CorruptFile, StorageError
 from nas.latency import LatencyTable, find_table
-from nas.latency.table import Calibration, Entry
+from nas.latency.calibration import Calibration
+from nas.latency.table import Entry
 from nas.space import SearchSpace
 from nas.target import Target
 
