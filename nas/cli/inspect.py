@@ -1,4 +1,4 @@
-"""Verbs that only look: space, studies, doctor."""
+"""Verbs that only look: space, doctor."""
 
 from typing import Annotated, Any
 
@@ -77,30 +77,6 @@ def _summary(space: Any) -> dict[str, Any]:
 def _network(end: str, network: dict[str, Any]) -> str:
     head = f"{end} ({network['macs'] / 1e6:.3g} MMACs, {network['params'] / 1e6:.3g} M params):"
     return "\n  ".join([head, *network["blocks"]])
-
-
-def studies(
-    storage: flags.Storage = None,
-    json: flags.Json = False,
-    debug: flags.Debug = False,
-) -> None:
-    """List the studies in a database, with their best accuracy under their budgets."""
-    options = Options(json=json, debug=debug)
-    with guarded(options):
-        from nas.files import to_plain
-        from nas.study import Study
-
-        found = [to_plain(summary) for summary in Study.list(storage)]
-        keys = list(found[0]) if found else []
-        text = table(keys, [[_short(row[key]) for key in keys] for row in found])
-        none = "no studies yet; `nas quickstart` makes one."
-        emit({"studies": found}, text if found else none, options)
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, dict):
-        return " ".join(f"{key}<={item:g}" for key, item in value.items())
-    return value
 
 
 def doctor(json: flags.Json = False, debug: flags.Debug = False) -> None:

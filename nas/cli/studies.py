@@ -1,4 +1,4 @@
-"""Verbs that ask the database: trials, front, study show, study delete."""
+"""Verbs that ask the database: studies, trials, front, study show, study delete."""
 
 import csv as csv_format
 import io
@@ -24,6 +24,30 @@ StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Its name; `nas 
 Csv = Annotated[
     bool, typer.Option("--csv", help="Print comma-separated values (RFC 4180) on stdout.")
 ]
+
+
+def studies(
+    storage: flags.Storage = None,
+    json: flags.Json = False,
+    debug: flags.Debug = False,
+) -> None:
+    """List the studies in a database, with their best accuracy under their budgets."""
+    options = Options(json=json, debug=debug)
+    with guarded(options):
+        from nas.files import to_plain
+        from nas.study import Study
+
+        found = [to_plain(summary) for summary in Study.list(storage)]
+        keys = list(found[0]) if found else []
+        text = table(keys, [[_short(row[key]) for key in keys] for row in found])
+        none = "no studies yet; `nas quickstart` makes one."
+        emit({"studies": found}, text if found else none, options)
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, dict):
+        return " ".join(f"{key}<={item:g}" for key, item in value.items())
+    return value
 
 
 def trials(

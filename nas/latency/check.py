@@ -83,8 +83,8 @@ def check(
 ) -> Check:
     """Measure networks of a space that its calibration has not seen, and compare.
 
-    They are drawn evenly over the levels of cost and timed, interleaved, on the table's target. That
-    the clock is slower or faster now than when the table was made is set right by its anchors; a
+    They are drawn evenly over the levels of cost and timed, interleaved, on the table's target. A
+    clock that is slower or faster now than when the table was made is set right by its anchors; a
     core that is shared meanwhile is waited for, and else graded C.
 
     Args:

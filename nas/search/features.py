@@ -1,12 +1,9 @@
 """A choice as numbers that a regression can compare."""
 
-from typing import Any, TypeAlias
-
 import numpy as np
 
+from nas.search.rows import Array
 from nas.study import Genes, Option
-
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # Any: option indices (int64) or float64
 
 
 class Features:

@@ -10,9 +10,9 @@ from nas.search.budgets import meets, resolve_budgets
 from nas.search.evaluate import Evaluate, Outcome, outcomes
 from nas.search.ledger import FAILURES_IN_A_ROW, Ledger, check_costs, outcome_of
 from nas.search.options import SearchOptions
-from nas.search.samplers import SAMPLERS, Mind, Problem, Proposal, whole_key
+from nas.search.samplers import SAMPLERS, Problem, Proposal, whole_key
 from nas.search.screen import Price, Pricer, Screen
-from nas.study import Choice, Option, Study, check_genes, describe_cost, is_latency
+from nas.study import Choice, Genes, Option, Study, check_genes, describe_cost, is_latency
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +69,30 @@ def run(
     metrics = list(pricer([{gene: known[0] for gene, known in checked.items()}]))
     limits = resolve_budgets(budgets, metrics)
     objective = _objective(limits, metrics)
-    identity = _identity(checked, limits, metrics, seed=seed, options=options)
+    ordered = [objective, *(metric for metric in metrics if metric != objective)]
+    identity = {"genes": checked, "metrics": ordered, "budgets": limits, "seed": seed}
+    identity |= {name: getattr(options, name) for name in IDENTITY}
     study.check(identity)
     screen = Screen(checked, pricer, limits, objective=objective, seed=seed)
     study.declare(identity)  # after the screen: an impossible budget leaves the study as it was
-    problem = Problem(
-        genes=checked,
+    problem = _problem(checked, pricer, limits, objective, seed=seed, options=options)
+    search = _Search(problem, screen, study=study, options=options)
+    search.go(evaluate, evaluations)
+    return study
+
+
+def _problem(
+    genes: Genes,
+    pricer: Pricer,
+    limits: Mapping[str, float],
+    objective: str,
+    *,
+    seed: int,
+    options: SearchOptions,
+) -> Problem:
+    """Return what the engine and its mind are to solve."""
+    return Problem(
+        genes=genes,
         budgets=limits,
         objective=objective if options.mode == "front" else None,
         seed=seed,
@@ -83,36 +101,12 @@ def run(
         complete=_completion(options, limits.get(objective)),
         key=options.key or whole_key,
     )
-    mind = SAMPLERS[options.sampler](problem)
-    search = _Search(mind, screen, pricer, study=study, options=options)
-    search.go(evaluate, evaluations)
-    return study
 
 
 def _completion(options: SearchOptions, level: float | None) -> Callable[[Choice], Choice] | None:
     """Return the options' `complete` at the budget's level; None if there is none."""
     complete = options.complete
     return None if complete is None else lambda choice: complete(choice, level)
-
-
-def _identity(
-    genes: Mapping[str, Sequence[Option]],
-    limits: Mapping[str, float],
-    metrics: Sequence[str],
-    *,
-    seed: int,
-    options: SearchOptions,
-) -> dict[str, object]:
-    """Return what two searches must share to be one study."""
-    objective = _objective(limits, metrics)
-    others = [metric for metric in metrics if metric != objective]
-    return {
-        "genes": genes,
-        "metrics": [objective, *others],
-        "budgets": limits,
-        "seed": seed,
-        **{name: getattr(options, name) for name in IDENTITY},
-    }
 
 
 def _objective(budgets: Mapping[str, float], metrics: Sequence[str]) -> str:
@@ -135,16 +129,14 @@ class _Search:
     """The state of one search: what was seen, what is waiting to start, how often it failed."""
 
     def __init__(
-        self, mind: Mind, screen: Screen, pricer: Pricer, *, study: Study, options: SearchOptions
+        self, problem: Problem, screen: Screen, *, study: Study, options: SearchOptions
     ) -> None:
-        self._mind = mind
+        self._problem = problem
+        self._mind = mind = SAMPLERS[options.sampler](problem)
         self._screen = screen
-        self._pricer = pricer
         self._study = study
         self._options = options
-        self._budgets = study.budgets
-        self._level = self._budgets.get(study.metrics[0])
-        self._ledger = Ledger(study.trials, self._key)
+        self._ledger = Ledger(study.trials, problem.key)
         self._seen: set[Hashable] = set()
         near = options.mode == "best"
         self._starts = screen.starts(mind.num_starts, near_budget=near)[::-1]
@@ -206,15 +198,13 @@ class _Search:
         return self._take(self._mind.adopt(raw), choice, costs, key)
 
     def _complete(self, raw: Choice) -> tuple[Choice, dict[str, float], Hashable]:
-        choice = self._options.complete(raw, self._level) if self._options.complete else raw
-        costs = {metric: float(values[0]) for metric, values in self._pricer([choice]).items()}
-        return choice, costs, self._key(choice)
-
-    def _key(self, choice: Choice) -> Hashable:
-        return (self._options.key or whole_key)(choice)
+        problem = self._problem
+        choice = problem.complete(raw) if problem.complete else raw
+        costs = {metric: float(values[0]) for metric, values in problem.price([choice]).items()}
+        return choice, costs, problem.key(choice)
 
     def _is_welcome(self, costs: Mapping[str, float], key: Hashable) -> bool:
-        return key not in self._seen and meets(costs, self._budgets)
+        return key not in self._seen and meets(costs, self._problem.budgets)
 
     def _take(
         self, proposal: Proposal, choice: Choice, costs: dict[str, float], key: Hashable

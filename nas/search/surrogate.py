@@ -1,13 +1,12 @@
 """A Gaussian process on features of candidates: what is expected of each, and how surely."""
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # Any: float64, or block numbers (int64)
+from nas.search.rows import Array
 
 FIT_STEPS = 10
 JITTER = 1e-6

@@ -68,7 +68,7 @@ def by_hand(groups: Sequence[Group], budgets: Budgets) -> float | None:
     return min(losses, default=None)
 
 
-def check(found: Allocation, groups: Sequence[Group], budgets: Budgets) -> None:
+def assert_meets(found: Allocation, groups: Sequence[Group], budgets: Budgets) -> None:
     """Assert what is promised of every answer."""
     assert len(found.choice) == len(groups)
     pairs = list(zip(groups, found.choice, strict=True))
@@ -104,7 +104,7 @@ def test_a_network_keeps_999_of_1000_of_the_importance_an_exact_solver_keeps(
             convex=convex,
         )
         found = allocate(groups, limits)
-        check(found, groups, limits)
+        assert_meets(found, groups, limits)
         best = optimum(groups, limits)
         assert best is not None and found.loss <= 0.999 * best
         assert found.least_loss <= best + 1e-6 * abs(best)
@@ -133,7 +133,7 @@ def test_small_ones_are_solved_exactly_or_refused_as_brute_force_says(
                 allocate(groups, budgets)
         else:
             found = allocate(groups, budgets)
-            check(found, groups, budgets)
+            assert_meets(found, groups, budgets)
             assert found.loss == best
 
 
@@ -147,7 +147,7 @@ def test_a_budget_that_only_the_cheapest_meets_gives_the_cheapest() -> None:
         generous = dict.fromkeys(groups[0].costs, 1000000000.0)
         found = allocate(groups, {**generous, "m0": least["m0"]})
         assert found.costs["m0"] == least["m0"]
-        check(found, groups, {"m0": least["m0"]})
+        assert_meets(found, groups, {"m0": least["m0"]})
 
 
 @pytest.mark.parametrize("slack", [0.0, 0.02])
@@ -175,7 +175,7 @@ def test_budgets_that_leave_hardly_any_allocation_are_still_met(slack: float) ->
             * math.fsum(g.costs[name][o] for g, o in zip(groups, known, strict=True))
             for name in spans
         }
-        check(allocate(groups, limits), groups, limits)
+        assert_meets(allocate(groups, limits), groups, limits)
 
 
 def test_budgets_that_do_not_bind_give_every_group_its_best_option() -> None:
