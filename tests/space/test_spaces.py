@@ -154,7 +154,16 @@ def test_hybrid_64_spans_half_a_mmac_to_about_thirty() -> None:
     space = SearchSpace.load("hybrid-64")
     assert 0.4e6 < macs(space, space.smallest()) < 0.7e6
     assert 25e6 < macs(space, space.largest()) < 35e6
-    assert {block.kind for block in space.every_block()} == set(BLOCKS) - {"mbconv"}
+    assert {block.kind for block in space.every_block()} == set(BLOCKS)
+
+
+@pytest.mark.parametrize("name", ["hybrid", "hybrid-64"])
+def test_hybrids_may_have_the_inverted_residual_where_maps_are_large(name: str) -> None:
+    space = SearchSpace.load(name)
+    slots = {slot for slot, _ in space.variants() if slot.endswith(".mbconv")}
+    assert {slot.split(".")[0] for slot in slots} == {"s1", "s2", "s3"}
+    parts = {part for block in space.every_block() for part in block.parts()}
+    assert sum(part.kind == "mbconv" for part in parts) == 40  # to time, of about 400
 
 
 def efficientformer_l1() -> tuple[Block, ...]:
