@@ -4,6 +4,9 @@ A sum of entries is too low where a network does not stay in the processor's own
 run to the next: parts timed in chains of themselves find what they need there. So the richest form
 has, beside a constant and a scale for each kind of part, what parts cost with cold caches, or a
 price for each megabyte of weights, from a size on ("knee") that is found from the networks as well.
+Many networks also say which entries are off: an entry read off a small difference of noisy times is
+some per cent wrong, and every network it is in has that error. Entries are then given factors, held
+near 1 as ridge regression holds them.
 What form a space gets is decided by its error on networks held out.
 """
 
@@ -26,16 +29,18 @@ from nas.latency.calibration import (
     Costs,
     cold_share,
     footprint_mb,
+    kind_of,
 )
 from nas.latency.table import LatencyTable
 from nas.seeds import stage_seed
 from nas.space import Architecture, SearchSpace
 
-MIN_FOR_LINE, MIN_FOR_KNEE, MIN_FOR_KINDS = 4, 12, 24
+MIN_FOR_LINE, MIN_FOR_KNEE, MIN_FOR_KINDS, MIN_FOR_ENTRIES = 4, 12, 24, 40
 MAX_DRAWS = 20
 FOLDS = 8
 KNEES = np.geomspace(1 / 16, 4.0, 13)  # by the median network's footprint
 STRENGTHS = (1e-3, 1e-2, 1e-1)  # of holding the kinds' scales together
+FIRMNESS = (0.04, 0.25)  # of holding entries: (a network's noise / an entry's error) squared
 LOOSE = 1e-6  # of holding everything else to a plain sum
 
 Coefficients = dict[str, float]
@@ -44,13 +49,14 @@ Rows = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """Whole networks, arrays of shape (networks,).
+    """Whole networks, arrays of shape (networks,) but for `entry_ms`: (networks, entries).
 
-    Sums of entries by kind of part, of what cold caches add to them (None: not known), of
-    megabytes of weights and of `footprint_mb`; and measured ms.
+    Sums of what each entry of `entries` costs, of what cold caches add to them (None: not known),
+    of megabytes of weights and of `footprint_mb`; and measured ms.
     """
 
-    sums_ms: Mapping[str, Costs]
+    entries: tuple[str, ...]
+    entry_ms: Costs
     cold_ms: Costs | None
     megabytes: Costs
     footprint: Costs
@@ -62,7 +68,8 @@ class Networks:
     def some(self, rows: Rows) -> "Networks":
         """Return those of a mask."""
         return Networks(
-            {kind: values[rows] for kind, values in self.sums_ms.items()},
+            self.entries,
+            self.entry_ms[rows],
             None if self.cold_ms is None else self.cold_ms[rows],
             self.megabytes[rows],
             self.footprint[rows],
@@ -72,11 +79,25 @@ class Networks:
     @property
     def total_ms(self) -> Costs:
         """The plain sums, shape (networks,)."""
-        total: Costs = np.sum(list(self.sums_ms.values()), axis=0)
+        total: Costs = self.entry_ms.sum(axis=1)
         return total
 
+    @property
+    def kind_ms(self) -> dict[str, Costs]:
+        """The plain sums by kind of part, each of shape (networks,)."""
+        kinds = np.array(list(map(kind_of, self.entries)))
+        return {str(kind): self.entry_ms[:, kinds == kind].sum(axis=1) for kind in np.unique(kinds)}
 
-Solve = Callable[[Networks], Coefficients | None]
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a fit finds; see Calibration."""
+
+    coefficients: Coefficients
+    factors: Coefficients
+
+
+Solve = Callable[[Networks], Fitted | None]
 
 
 def draw(
@@ -119,16 +140,17 @@ def calibrated(
     for blocks in networks.values():
         total_ms: dict[str, float] = {}
         for block in blocks:
-            for kind, ms in table.kind_ms(block).items():
-                total_ms[kind] = total_ms.get(kind, 0.0) + ms
+            for entry, ms in table.entry_ms(block).items():
+                total_ms[entry] = total_ms.get(entry, 0.0) + ms
         sums.append(total_ms)
         extra = [ms for ms in map(table.cold_ms, blocks) if ms is not None]
         cold.append(sum(extra) if len(extra) == len(blocks) else None)
-    kinds = sorted({kind for total_ms in sums for kind in total_ms})
+    entries = sorted({entry for total_ms in sums for entry in total_ms})
     known = [ms for ms in cold if ms is not None]
     made = fit(
         Networks(
-            {kind: np.array([total_ms.get(kind, 0.0) for total_ms in sums]) for kind in kinds},
+            tuple(entries),
+            np.array([[total_ms.get(entry, 0.0) for entry in entries] for total_ms in sums]),
             np.array(known) if len(known) == len(cold) else None,
             np.array([sum(block.bytes for block in blocks) / 1e6 for blocks in networks.values()]),
             np.array([sum(map(footprint_mb, blocks)) for blocks in networks.values()]),
@@ -151,11 +173,11 @@ def fit(networks: Networks, ids: Sequence[str]) -> Calibration:
     """
     if not ids:
         raise NasError("a calibration needs at least one measured network.")
-    coefficients = _best(networks)
+    found = _best(networks)
     errors = _held_out(_best, networks)
     plain = _errors(_identity(networks), networks)
     return replace(
-        _calibration(coefficients),
+        _calibration(found),
         fitted_on=dict(zip(ids, networks.measured_ms.tolist(), strict=True)),
         held_out={
             "mean": float(errors.mean()),
@@ -166,25 +188,28 @@ def fit(networks: Networks, ids: Sequence[str]) -> Calibration:
     )
 
 
-def predict(coefficients: Coefficients, networks: Networks) -> Costs:
-    """Return what coefficients make of sums of entries, ms.
+def predict(found: Fitted, networks: Networks) -> Costs:
+    """Return what a fit makes of sums of entries, ms.
 
     Raises:
-        ValueError: they make no calibration.
+        ValueError: it makes no calibration.
     """
-    fit = _calibration(coefficients)
-    scaled_ms: Costs = np.sum(
-        [fit.scale(kind) * sums_ms for kind, sums_ms in networks.sums_ms.items()], axis=0
-    )
+    fit = _calibration(found)
+    scaled_ms = networks.entry_ms @ np.array([fit.scale(entry) for entry in networks.entries])
     cold_ms = np.zeros(len(networks)) if networks.cold_ms is None else networks.cold_ms
     return fit.total(scaled_ms, fit.extra_ms(cold_ms, networks.megabytes), networks.footprint)
 
 
-def _calibration(coefficients: Coefficients) -> Calibration:
-    """Return the calibration of coefficients alone."""
-    is_plain = set(coefficients) == {"constant", "scale"}
-    form = AFFINE if is_plain else PARTS
-    return Calibration(form=form, coefficients=coefficients, fitted_on={}, held_out={})
+def _calibration(found: Fitted) -> Calibration:
+    """Return the calibration of a fit alone."""
+    is_plain = set(found.coefficients) == {"constant", "scale"} and not found.factors
+    return Calibration(
+        form=AFFINE if is_plain else PARTS,
+        coefficients=found.coefficients,
+        factors=found.factors,
+        fitted_on={},
+        held_out={},
+    )
 
 
 def relative_line(values: Costs, measured_ms: Costs) -> tuple[float, float]:
@@ -195,12 +220,18 @@ def relative_line(values: Costs, measured_ms: Costs) -> tuple[float, float]:
 
 
 # ---------------------------------------------------------------- choosing a form
-def _best(networks: Networks) -> Coefficients:
-    """Return the coefficients of the form that errs least on networks held out."""
+def _best(networks: Networks) -> Fitted:
+    """Return the fit of the form that errs least on networks held out."""
     if len(networks) < 2:
         return _scale(networks)
     ways = _ways(networks)
     errors = [float(_held_out(way, networks).mean()) for way in ways]
+    if len(networks) >= MIN_FOR_ENTRIES:
+        first = ways[int(np.argmin(errors))]
+        base = first if isinstance(first, partial) else partial(_solved)
+        finer = [partial(base, firmness=firmness) for firmness in FIRMNESS]
+        errors += [float(_held_out(way, networks).mean()) for way in finer]
+        ways += finer
     order: list[int] = np.argsort(errors, kind="stable").tolist()
     for place in order:
         found = ways[place](networks)
@@ -230,13 +261,13 @@ def _ways(networks: Networks) -> list[Solve]:
     return ways
 
 
-def _identity(networks: Networks) -> Coefficients:
-    return {"constant": 0.0, "scale": 1.0}
+def _identity(networks: Networks) -> Fitted:
+    return Fitted({"constant": 0.0, "scale": 1.0}, {})
 
 
-def _scale(networks: Networks) -> Coefficients:
+def _scale(networks: Networks) -> Fitted:
     scale = float(np.median(networks.measured_ms / networks.total_ms)) if len(networks) else 1.0
-    return {"constant": 0.0, "scale": scale}
+    return Fitted({"constant": 0.0, "scale": scale}, {})
 
 
 def _solved(
@@ -245,39 +276,50 @@ def _solved(
     knee_mb: float | None = None,
     adds: Sequence[str] = (),
     strength: float | None = None,
-) -> Coefficients | None:
-    """Return the coefficients of least relative squares, None where they make no sense.
+    firmness: float | None = None,
+) -> Fitted | None:
+    """Return the fit of least relative squares, None where it makes no sense.
 
     Args:
         networks: What to fit.
         knee_mb: From what footprint on caches are cold; None leaves them out.
         adds: What that costs: COLD, MS_PER_MB, or both.
         strength: How firmly the kinds' scales are held together; None gives all kinds one.
+        firmness: How firmly entries are held to their kinds; None gives them no factors.
     """
     columns = {"constant": np.ones(len(networks)), "scale": networks.total_ms}
     if strength is not None:
-        columns |= {f"scale_{kind}": sums for kind, sums in networks.sums_ms.items()}
+        columns |= {f"scale_{kind}": sums for kind, sums in networks.kind_ms.items()}
     if knee_mb is not None:
         share = cold_share(networks.footprint, knee_mb)
         costs = {COLD: networks.cold_ms, MS_PER_MB: networks.megabytes}
         columns |= {name: share * cost for name in adds if (cost := costs[name]) is not None}
     names = list(columns)
-    rows = np.stack([columns[name] for name in names], axis=1) / networks.measured_ms[:, None]
-    prior = np.array([float(name in ("scale", COLD)) for name in names])
-    held = [strength if name.startswith("scale_") else LOOSE for name in names]
+    own = networks.entry_ms if firmness is not None else networks.entry_ms[:, :0]
+    rows = np.column_stack([*columns.values(), own]) / networks.measured_ms[:, None]
+    count = len(names)
+    prior = np.zeros(rows.shape[1])
+    prior[:count] = [float(name in ("scale", COLD)) for name in names]
     size = np.abs(rows).mean(axis=0) + 1e-12  # so that strengths mean the same in every column
+    held = (firmness or 0.0) / (len(rows) * size**2)  # entries alike, large and small ones
+    held[:count] = [strength if name.startswith("scale_") else LOOSE for name in names]
     scaled = rows / size
-    normal = scaled.T @ scaled / len(rows) + np.diag(np.array(held, dtype=float))
+    normal = scaled.T @ scaled / len(rows) + np.diag(held)
     wanted = scaled.T @ (1 - rows @ prior) / len(rows)
-    values = dict(zip(names, prior + np.linalg.solve(normal, wanted) / size, strict=True))
+    solved = prior + np.linalg.solve(normal, wanted) / size
+    found = dict(zip(names, solved[:count].tolist(), strict=True))
     for name in names:
         if name.startswith("scale_"):
-            values[name] += values["scale"]
-    found = {name: float(value) for name, value in values.items()}
+            found[name] += found["scale"]
+    factors = {
+        entry: 1 + change / found.get(f"scale_{kind_of(entry)}", found["scale"])
+        for entry, change in zip(networks.entries, solved[count:].tolist(), strict=False)
+    }
     if knee_mb is not None:
         found[KNEE_MB] = knee_mb
+    fitted = Fitted(found, factors)
     try:
-        return found if (predict(found, networks) > 0).all() else None
+        return fitted if (predict(fitted, networks) > 0).all() else None
     except ValueError:  # a scale that turns the order round, say
         return None
 
@@ -288,12 +330,12 @@ def _held_out(solve: Solve, networks: Networks) -> Costs:
     fold = np.arange(len(networks)) % min(FOLDS, len(networks))
     for number in np.unique(fold):
         is_out = fold == number
-        coefficients = solve(networks.some(~is_out))
-        if coefficients is not None:
-            errors[is_out] = _errors(coefficients, networks.some(is_out))
+        found = solve(networks.some(~is_out))
+        if found is not None:
+            errors[is_out] = _errors(found, networks.some(is_out))
     return errors
 
 
-def _errors(coefficients: Coefficients, networks: Networks) -> Costs:
-    error: Costs = np.abs(predict(coefficients, networks) / networks.measured_ms - 1)
+def _errors(found: Fitted, networks: Networks) -> Costs:
+    error: Costs = np.abs(predict(found, networks) / networks.measured_ms - 1)
     return error

@@ -1,7 +1,7 @@
 """Calibration: what sums of entries become in one space, and the formula for it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,11 @@ Costs = npt.NDArray[np.float64]
 class Calibration:
     """What a sum of entries becomes in one space, in ms; `coefficients` say how.
 
-    constant + scale * sum; where there is a `scale_<kind>`, parts of that kind have that one. What
-    does not stay in the processor's own caches from one run to the next is dearer: with `knee_mb`
-    comes `cold_share(footprint, knee_mb)` of what `cold` * (sum of cold_ms - ms) and `ms_per_mb` *
-    megabytes of weights add, one of them or both. The form is "affine" with constant and scale,
-    else "parts".
+    constant + scale * sum; where there is a `scale_<kind>`, parts of that kind have that one, and
+    an entry in `factors` is multiplied by its own on top. What does not stay in the processor's own
+    caches from one run to the next is dearer: with `knee_mb` comes `cold_share(footprint, knee_mb)`
+    of what `cold` * (sum of cold_ms - ms) and `ms_per_mb` * megabytes of weights add, one of them
+    or both. The form is "affine" with constant and scale alone, else "parts".
 
     `fitted_on` is {id: measured ms} of the whole architectures it rests on, the space's largest
     among them. `held_out` are relative errors on networks the fit had not seen: `mean` and `worst`,
@@ -36,6 +36,7 @@ class Calibration:
     coefficients: dict[str, float]
     fitted_on: dict[str, float]
     held_out: dict[str, float]
+    factors: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = self.coefficients.keys()
@@ -43,12 +44,12 @@ class Calibration:
         adds = {COLD, MS_PER_MB} & names
         memory = adds | {KNEE_MB} if adds else set()
         is_whole = {"constant", "scale", *scales, *memory} == names
-        is_plain = names == {"constant", "scale"}
+        is_plain = names == {"constant", "scale"} and not self.factors
         if not is_whole or self.form != (AFFINE if is_plain else PARTS):
             raise ValueError(
                 f"a calibration is {AFFINE} with constant and scale, or {PARTS} with scale_<kind> "
-                f"or with {KNEE_MB} and {COLD} or {MS_PER_MB} as well, but is {self.form} with "
-                f"{sorted(names)}."
+                f"or factors or with {KNEE_MB} and {COLD} or {MS_PER_MB} as well, but is "
+                f"{self.form} with {sorted(names)}."
             )
         if not all(map(math.isfinite, [*self.coefficients.values(), *self.held_out.values()])):
             raise ValueError(f"coefficients and errors must be numbers: {self.coefficients}.")
@@ -60,12 +61,16 @@ class Calibration:
                 f"scales and knee must be above 0 and {COLD} and {MS_PER_MB} not below, not "
                 f"{self.coefficients}."
             )
+        if not all(0 < factor < math.inf for factor in self.factors.values()):
+            raise ValueError(f"factors must be numbers above 0, but are {self.factors!r:.80}.")
         if not all(0 < ms <= MAX_MS for ms in self.fitted_on.values()):
             raise ValueError(f"fitted_on must be times above 0, but is {self.fitted_on!r:.80}.")
 
-    def scale(self, kind: str) -> float:
-        """Return what the entries of one kind of part are multiplied by."""
-        return self.coefficients.get(f"scale_{kind}", self.coefficients["scale"])
+    def scale(self, entry: str) -> float:
+        """Return what an entry's ms is multiplied by, given its name."""
+        common = self.coefficients["scale"]
+        scale = self.coefficients.get(f"scale_{kind_of(entry)}", common)
+        return scale * self.factors.get(entry, 1.0)
 
     @property
     def counts_cold(self) -> bool:
@@ -100,6 +105,11 @@ class Calibration:
         if self.counts_memory:
             total_ms = total_ms + extra_ms * cold_share(footprint, self.coefficients[KNEE_MB])
         return total_ms
+
+
+def kind_of(entry: str) -> str:
+    """Return the kind of part in an entry's name."""
+    return entry.partition("_r")[0]
 
 
 def footprint_mb(block: Block) -> float:

@@ -173,17 +173,16 @@ class LatencyTable:
         Raises:
             ConfigError: an entry is missing; the message names it and the command to measure it.
         """
-        return sum(self.kind_ms(block, space).values())
+        return sum(self.entry_ms(block, space).values())
 
-    def kind_ms(self, block: Block, space: SearchSpace | str | None = None) -> dict[str, float]:
-        """Return a block's price by kind of part; see `block_ms`."""
+    def entry_ms(self, block: Block, space: SearchSpace | str | None = None) -> dict[str, float]:
+        """Return a block's price by entry; see `block_ms`."""
         fit = self._calibration(space)
         found: dict[str, float] = {}
         try:
             for name in self._names(block):
-                kind = name.partition("_r")[0]
-                scale = 1.0 if fit is None else fit.scale(kind)
-                found[kind] = found.get(kind, 0.0) + scale * self.entries[name].ms
+                scale = 1.0 if fit is None else fit.scale(name)
+                found[name] = found.get(name, 0.0) + scale * self.entries[name].ms
         except KeyError as error:
             raise self._incomplete([block]) from error
         return found

@@ -81,7 +81,10 @@ def fitted(
     by_kind = kinds or {"mlp": np.asarray(sums, dtype=float)}
     count = len(next(iter(by_kind.values())))
     size = np.broadcast_to(megabytes, count)
-    networks = Networks(by_kind, cold, size, size, np.asarray(measured, dtype=float))
+    sums_ms = np.stack(list(by_kind.values()), axis=1)
+    networks = Networks(
+        tuple(by_kind), sums_ms, cold, size, size, np.asarray(measured, dtype=float)
+    )
     return fit(networks, [str(index) for index in range(count)])
 
 
@@ -130,6 +133,19 @@ def test_a_fit_finds_the_kind_of_part_whose_entries_are_too_low() -> None:
     assert made.scale("dw") == pytest.approx(1.0, rel=0.05)
     assert made.held_out["mean"] < 0.01
     assert made.scale("never_seen") == made.coefficients["scale"]
+
+
+def test_many_networks_say_which_entries_are_off() -> None:
+    rng = np.random.default_rng(4)
+    entries = {f"mlp_r8_c{size}_h{size}": rng.uniform(0.0, 0.3, 96) for size in range(8, 88, 8)}
+    truth = {name: rng.normal(1, 0.08) for name in entries}
+    measured = sum(truth[name] * sums for name, sums in entries.items())
+    made = fitted(None, measured * rng.normal(1, 0.005, 96), kinds=entries)
+    assert made.form == "parts"
+    assert made.held_out["mean"] < 0.5 * made.held_out["mean_of_sum"]
+    for name, factor in truth.items():
+        assert made.scale(name) == pytest.approx(factor, rel=0.03)
+    assert made.scale("mlp_r8_c9_h9") == pytest.approx(1.0, rel=0.05), "a kind's own is kept"
 
 
 def test_noise_does_not_buy_a_richer_form_a_better_score_than_it_has() -> None:
