@@ -203,7 +203,10 @@ def report(
     verbose: flags.Verbose = 0,
     debug: flags.Debug = False,
 ) -> None:
-    """Write report/index.html: the front with the budget, predicted against measured latency."""
+    """Write report/index.html: the front with the budget, predicted against measured latency.
+
+    A study of another name than the run's has its page in report/NAME/.
+    """
     options = Options(json, quiet, verbose, debug)
     with guarded(options):
         from nas import pipeline

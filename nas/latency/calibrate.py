@@ -24,6 +24,7 @@ from nas.latency.calibration import (
     PARTS,
     Calibration,
     Costs,
+    calibration_name,
     cold_share,
     footprint_mb,
 )
@@ -105,24 +106,31 @@ def calibrated(
     space: str,
     networks: Mapping[str, Sequence[Block]],
     measured_ms: Mapping[str, float],
+    *,
+    by_block: Sequence[str] = (),
 ) -> LatencyTable:
     """Return a table with a space's calibration, fitted on whole networks of it.
+
+    It stands under the space's name and the side of the networks' images, in place of an older
+    one that rests on some of the same networks and does not note the side.
 
     Args:
         table: Must price the networks.
         space: The space's name.
-        networks: {architecture id: blocks}.
+        networks: {architecture id: blocks}, all of one image size.
         measured_ms: {architecture id: measured median}.
+        by_block: Kinds of block to price by entries of their own.
     """
+    way = replace(_calibration({"constant": 0.0, "scale": 1.0}), by_block=tuple(by_block))
     sums: list[dict[str, float]] = []
     cold: list[float | None] = []
     for blocks in networks.values():
         total_ms: dict[str, float] = {}
         for block in blocks:
-            for kind, ms in table.kind_ms(block).items():
+            for kind, ms in table.kind_ms(block, way).items():
                 total_ms[kind] = total_ms.get(kind, 0.0) + ms
         sums.append(total_ms)
-        extra = [ms for ms in map(table.cold_ms, blocks) if ms is not None]
+        extra = [ms for block in blocks if (ms := table.cold_ms(block, way)) is not None]
         cold.append(sum(extra) if len(extra) == len(blocks) else None)
     kinds = sorted({kind for total_ms in sums for kind in total_ms})
     known = [ms for ms in cold if ms is not None]
@@ -136,7 +144,13 @@ def calibrated(
         ),
         list(networks),
     )
-    return replace(table, calibrations={**table.calibrations, space: made})
+    older = table.calibrations.get(space)
+    kept = dict(table.calibrations)
+    if older is not None and older.fitted_on.keys() & networks.keys():
+        del kept[space]
+    side = next(iter(networks.values()))[0].resolution
+    kept[calibration_name(space, side)] = replace(made, by_block=way.by_block)
+    return replace(table, calibrations=kept)
 
 
 def fit(networks: Networks, ids: Sequence[str]) -> Calibration:

@@ -29,13 +29,15 @@ class Calibration:
 
     `fitted_on` is {id: measured ms} of the whole architectures it rests on, the space's largest
     among them. `held_out` are relative errors on networks the fit had not seen: `mean` and `worst`,
-    and the same of the sum without a fit as `mean_of_sum` and `worst_of_sum`.
+    and the same of the sum without a fit as `mean_of_sum` and `worst_of_sum`. `by_block` are the
+    kinds of block that are priced by entries of their own, not by the sum of their parts.
     """
 
     form: str
     coefficients: dict[str, float]
     fitted_on: dict[str, float]
     held_out: dict[str, float]
+    by_block: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = self.coefficients.keys()
@@ -100,6 +102,11 @@ class Calibration:
         if self.counts_memory:
             total_ms = total_ms + extra_ms * cold_share(footprint, self.coefficients[KNEE_MB])
         return total_ms
+
+
+def calibration_name(space: str, image_size: int) -> str:
+    """Return what a table calls the calibration of a space at one image size: "tiny@32"."""
+    return f"{space}@{image_size}"
 
 
 def footprint_mb(block: Block) -> float:

@@ -84,6 +84,12 @@ class PlanManifest:
         """Return it with its digest."""
         return replace(self, digest=digest_json(to_plain(replace(self, digest=""))))
 
+    @property
+    def image_size(self) -> int:
+        """The side of the images of the space that was planned for."""
+        sides = [parse(name).resolution for name in self.entries if name.startswith("stem_")]
+        return max(sides, default=0)
+
     def of_kind(self, kind: str) -> dict[str, PlanFile]:
         """Return the files of one kind by name."""
         return {name: file for name, file in self.files.items() if file.kind == kind}
@@ -132,6 +138,8 @@ def write_plan(
     folder = Path(folder)
     if folder.exists():
         raise ConfigError(f"--plan must be a new folder, but {folder} is there. Choose another.")
+    if config.every != 1:
+        raise ConfigError(f"a plan has every size, but every is {config.every}. Leave it out.")
     if check_networks != 0 and check_networks < 3:
         raise ConfigError(f"check_networks must be 0 or at least 3, but is {check_networks}.")
     needed = recipes(space.every_block(), copies=config.copies)

@@ -14,7 +14,7 @@ from nas.block import parse
 from nas.errors import ConfigError
 from nas.files import MAX_JSON_BYTES, digest_file, lock, unknown_key
 from nas.latency.calibrate import calibrated
-from nas.latency.calibration import MAX_MS
+from nas.latency.calibration import MAX_MS, calibration_name
 from nas.latency.check import MIN_NETWORKS, Check, compare
 from nas.latency.plan import standing
 from nas.latency.plan_folder import PlanManifest
@@ -294,7 +294,8 @@ def _with_entries(
         needed = {chain_name(recipe.alone), *(chain_name(chain) for chain, _ in recipe.terms)}
         if needed <= chains.keys():
             entries[recipe.entry] = entry_of(recipe, chains, is_steady=is_steady)
-    calibrations = {name: old for name, old in table.calibrations.items() if name != manifest.space}
+    gone = {manifest.space, calibration_name(manifest.space, manifest.image_size)}
+    calibrations = {name: old for name, old in table.calibrations.items() if name not in gone}
     return replace(table, entries=entries, calibrations=calibrations)
 
 
@@ -324,7 +325,8 @@ def _check(table: LatencyTable, manifest: PlanManifest, seen: Mapping[str, Seen]
     if len(networks) < MIN_NETWORKS or lacks:
         return None
     timings = {str(file.architecture): _timing(seen[name]) for name, file in files.items()}
-    return compare(table, networks, timings, space=manifest.space)
+    space = calibration_name(manifest.space, manifest.image_size)
+    return compare(table, networks, timings, space=space)
 
 
 def _timing(item: Seen) -> Timing:

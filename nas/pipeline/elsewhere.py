@@ -9,6 +9,7 @@ from nas.errors import ConfigError
 from nas.files import lock
 from nas.latency.agent import Agent
 from nas.latency.agent_http import AgentServer
+from nas.latency.calibration import Calibration, calibration_name
 from nas.latency.check import Check
 from nas.latency.file_store import FileStore
 from nas.latency.plan_folder import KINDS, PlanManifest, read_plan, write_plan
@@ -76,7 +77,7 @@ def read_times(run_folder: Path, config: RunConfig, folder: Path, results: Path)
         _tell_run(run_folder, config, manifest, found)
     grades = [entry.grade for entry in found.table.entries.values()]
     predictions = _predictions(found.check)
-    fit = found.table.calibrations.get(manifest.space)
+    fit = _fit(manifest, found)
     lines = rows(
         {
             "table": found.table.path,
@@ -104,19 +105,24 @@ def _predictions(check: Check | None) -> list[dict[str, Any]]:
     return [{key: getattr(row, key) for key in PREDICTION_KEYS} for row in rows_]
 
 
+def _fit(manifest: PlanManifest, found: Results) -> Calibration | None:
+    return found.table.calibration(calibration_name(manifest.space, manifest.image_size))
+
+
 def _tell_run(run_folder: Path, config: RunConfig, manifest: PlanManifest, found: Results) -> None:
     """Note the profile in a run of the plan's space, in place of an earlier one of the target."""
-    fit = found.table.calibrations.get(manifest.space)
+    fit = _fit(manifest, found)
     if SearchSpace.load(config.space).name != manifest.space or found.check is None or fit is None:
         return
     with Run.open(run_folder, config, resume=True) as run:
-        run.stages.pop(run.profile_key, None)
         space, check = Materials(run).space, found.check
+        largest_ms = fit.fitted_on.get(space.largest().id)
+        if largest_ms is None:  # the plan is of another image size
+            return
+        run.stages.pop(run.profile_key, None)
         fastest = budgets.cheapest(space, found.table.pricer(space))
-        largest_ms = fit.fitted_on[space.largest().id]
-        run.stage(
-            run.profile_key, lambda progress: profiled(found.table, fastest, largest_ms, check)
-        )
+        result = profiled(found.table, fastest, largest_ms, check)
+        run.stage(run.profile_key, lambda progress: result)
 
 
 # ---------------------------------------------------------------- an agent

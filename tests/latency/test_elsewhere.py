@@ -107,7 +107,7 @@ def test_profile_on_a_device_makes_that_device_s_table(url: str, target: Target)
     code, out, err = nas(f"profile {words}")
     assert code == 0 and target.id in out, err
     table = LatencyTable.load(f"runs/tables/{target.id}.json")
-    assert table.target == target and "tiny" in table.calibrations
+    assert table.target == target and "tiny@32" in table.calibrations
 
 
 def test_a_device_that_does_not_answer_is_exit_5_with_the_command_to_go_on(url: str) -> None:

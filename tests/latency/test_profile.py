@@ -70,7 +70,7 @@ def test_the_table_covers_a_space_and_a_fit_corrects_what_sums_miss(
     config = ProfileConfig(samples=24, spread_s=1.0, calibrate_on=16)
     bench = make_bench(cost=cost, jitter=0.003)
     table = profile(tiny, target, tmp_path / "t.json", config, benches=on(bench), export=export)
-    fit = table.calibrations["tiny"]
+    fit = table.calibrations["tiny@32"]
     assert fit.counts_cold
     assert fit.coefficients["knee_mb"] == pytest.approx(0.25, rel=0.3)
     assert fit.held_out["mean"] < 0.02 < fit.held_out["mean_of_sum"]
@@ -312,7 +312,7 @@ def test_a_space_whose_entries_are_there_still_gets_its_fit(
     wanted = ProfileConfig(samples=4, spread_s=0.1, calibrate_on=6)
     assert plan(tiny, target, path, wanted).networks == 6
     table = profile(tiny, target, path, wanted, benches=on(make_bench()), export=export)
-    assert len(table.calibrations["tiny"].fitted_on) == 6
+    assert len(table.calibrations["tiny@32"].fitted_on) == 6
     assert plan(tiny, target, path, wanted).networks == 0
 
 

@@ -101,7 +101,7 @@ def test_a_network_is_priced_by_name_by_file_and_by_its_blocks(
     file.write_text(json.dumps(tiny.smallest().to_json()))
     with_default_head = ask(str(file))  # the space has ten classes, the table seven
     assert "measured" in with_default_head.values
-    assert "lacks 1 entries, head_" in with_default_head.text()
+    assert "lacks an entry: head_" in with_default_head.text()
 
 
 def test_blocks_are_listed_with_their_shares(ask: Ask) -> None:
