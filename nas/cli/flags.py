@@ -49,6 +49,14 @@ CheckNetworks = Annotated[
     int | None,
     typer.Option("--check-networks", help="Networks in --plan to check the table with; 20."),
 ]
+MeasureEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--measure-every",
+        min=1,
+        help="Measure every Nth size of a part and interpolate those between; 1: all of them.",
+    ),
+]
 Budget = Annotated[
     str | None,
     typer.Option(

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from nas.files import write_atomic
 from nas.latency import LatencyTable, find_table
 from nas.latency.sessions import Benches, child_bench
 from nas.latency.table import TABLES
+from nas.manifest import TargetResult
 from nas.network.onnx import parts_to_onnx
 from nas.pipeline.run import Run
 from nas.seeds import stage_seed
@@ -26,6 +27,8 @@ from nas.supernet import load as load_supernet
 from nas.target import Target
 from nas.winner.objective import Teacher
 from nas.winner.teacher import make_teacher
+
+Stopwatch = Callable[[Path], TargetResult]  # an exported folder's latency
 
 
 class Parts:
@@ -52,6 +55,7 @@ class Materials:
         self.run = run
         self.parts = Parts()
         self.benches: Benches = child_bench  # where networks of the target run
+        self.stopwatch: Stopwatch | None = None  # where this machine cannot time a winner
         if run.config.threads is not None:
             torch.set_num_threads(run.config.threads)
 

@@ -22,9 +22,9 @@ PREDICTION_KEYS = ("id", "measured_ms", "table_ms", "isolated_ms", "macs_ms")
 
 
 # ---------------------------------------------------------------- profile
-def plan_profile(run: Run) -> Outcome:
+def plan_profile(run: Run, materials: Materials | None = None) -> Outcome:
     """Say what profiling would measure and for how long, without measuring."""
-    materials = Materials(run)
+    materials = materials or Materials(run)
     path = materials.table_path
     found = plan(materials.space, materials.target, path, run.config.profile)
     values = {

@@ -134,3 +134,17 @@ def test_a_device_that_does_not_answer_is_exit_5_with_the_command_to_go_on(url: 
 def test_flags_that_do_not_go_together_are_refused(words: str, says: str) -> None:
     code, _, err = nas(f"profile --space tiny {words}")
     assert code in (2, 5) and says in err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("search --run none --token-file t", "--token-file is for --device"),
+        ("search --run none --device http://127.0.0.1:9 --token-file t", "holds no run"),
+        ("run --run none --device http://127.0.0.1:9", "--device needs --token-file"),
+        ("verify none --token-file t", "--token-file is for --device"),
+    ],
+)
+def test_other_verbs_take_a_device_by_the_same_rules(words: str, says: str) -> None:
+    code, _, err = nas(words)
+    assert code == 2 and says in err

@@ -27,7 +27,7 @@ from nas.target import Target
 from nas.winner import verify as verifying
 from nas.winner.export import export
 from nas.winner.score import evaluate
-from nas.winner.verify import examine, verify
+from nas.winner.verify import examine, verify, verify_elsewhere
 
 FAST = ProfileConfig(samples=3, spread_s=0.0)
 
@@ -300,3 +300,27 @@ def test_a_winner_is_timed_on_runtimes_that_take_its_folder_or_quantize_it(
     result = verifying.measure(folder, target, FAST)
     assert result.target == target.id
     assert result.measured_ms is not None and result.measured_ms > 0
+
+
+# ---------------------------------------------------------------- a device that is elsewhere
+def test_a_latency_taken_elsewhere_is_held_against_the_promise(
+    folder: Path, child: Callable[[str], None]
+) -> None:
+    there = replace(Target.parse("onnxruntime"), version="9.9")
+    taken = TargetResult(target=there.id, measured_ms=2.0, ci_high_ms=2.1, grade="A")
+    asked: list[Path] = []
+
+    def stopwatch(folder: Path) -> TargetResult:
+        asked.append(folder)
+        return taken
+
+    child(answer(latency=None))
+    promised = Winner.load(folder)
+    replace(promised, budgets={f"latency_ms:{there.id}": 2.05}).save(folder)
+    result = verify_elsewhere(folder, stopwatch, target=there)
+    assert asked == [folder] and result.is_over_budget
+    assert "over by 2.4 %" in result.broken[0].text
+    assert Winner.load(folder).on(there.id) == taken
+    (folder / "model.onnx").write_bytes(b"")
+    assert not verify_elsewhere(folder, stopwatch, target=there).is_kept
+    assert asked == [folder]  # nothing is timed of files that were changed
