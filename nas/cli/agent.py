@@ -56,6 +56,11 @@ def at_device(
     return there.settings(config), there.materials
 
 
+def check_files(plan: Path | None, results: Path | None, device: str | None) -> None:
+    """Raise ConfigError where flags about files and times do not go together."""
+    Elsewhere(device, plan, results, None, False)
+
+
 @contextmanager
 def going_on(device: str | None, options: Options) -> Iterator[None]:
     """Say with a device's error how to go on when the device is back."""

@@ -57,6 +57,14 @@ MeasureEvery = Annotated[
         help="Measure every Nth size of a part and interpolate those between; 1: all of them.",
     ),
 ]
+TimesPlan = Annotated[
+    Path | None,
+    typer.Option("--plan", help="Write what is to be timed by hand into this new folder."),
+]
+TimesFile = Annotated[
+    Path | None,
+    typer.Option("--results", help="The times of --plan's files (CSV); --target is a full id."),
+]
 Budget = Annotated[
     str | None,
     typer.Option(

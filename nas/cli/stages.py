@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import flags
-from nas.cli.agent import Elsewhere, at_device, going_on, profile_elsewhere
+from nas.cli.agent import Elsewhere, at_device, check_files, going_on, profile_elsewhere
 from nas.cli.console import Options, emit, guarded, progress
 from nas.cli.words import changes, go_on
 
@@ -110,6 +110,8 @@ def search(
     table: flags.Table = None,
     device: flags.RemoteDevice = None,
     token_file: flags.TokenFile = None,
+    plan: flags.TimesPlan = None,
+    results: flags.TimesFile = None,
     seed: flags.Seed = None,
     storage: flags.Storage = None,
     resume: flags.Resume = False,
@@ -123,7 +125,8 @@ def search(
 
     Needs `nas train` and, for the target, a table (`nas profile`). The study is kept in a
     database anyone can query; the best candidates are measured whole before one is chosen: on
-    this machine, or on the device of an agent with --device.
+    this machine, on the device of an agent with --device, or by hand: --plan writes them and
+    ends, --plan with --results goes on with their times.
     """
     options = Options(json, quiet, verbose, debug, go_on("search", run))
     with guarded(options):
@@ -135,12 +138,16 @@ def search(
             "target": target, "table": table, "seed": seed, "storage": storage,
         }  # fmt: skip
         config = pipeline.config_of(run, changes(flagged, overrides), begin=False, study=name)
+        check_files(plan, results, device)
         with going_on(device, options):
             config, made = at_device(config, device, token_file)
             reports = progress(options)
             with pipeline.Run.open(run, config, resume=resume, progress=reports) as opened:
                 opened.refuse_repeat(f"search/{opened.study}")
-                result = pipeline.search(opened, made(opened))
+                if plan is not None:
+                    result = pipeline.search_by_files(opened, plan, results)
+                else:
+                    result = pipeline.search(opened, made(opened))
         emit(result.to_json(), result.text(), options)
 
 
@@ -191,6 +198,8 @@ def verify(
     data: flags.Data = None,
     device: flags.RemoteDevice = None,
     token_file: flags.TokenFile = None,
+    plan: flags.TimesPlan = None,
+    results: flags.TimesFile = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = 0,
@@ -199,20 +208,28 @@ def verify(
     """Check a winner in a fresh process: its files, its test accuracy, its measured latency.
 
     Exits with 7 if a promise in winner.json is broken. With --device the latency is that on the
-    device of an agent; all else is checked here.
+    device of an agent, with --plan and then --results one that was timed by hand; all else is
+    checked here.
     """
     options = Options(json, quiet, verbose, debug)
     with guarded(options):
         from nas import pipeline
 
         bar = progress(options)("verify")
-        if device is None:
+        check_files(plan, results, device)
+        if plan is not None and results is not None:
+            result = pipeline.verify_by_files(
+                folder, plan, results, target=target, data=data, progress=bar
+            )
+        elif plan is not None:
+            result = pipeline.plan_winner(folder, plan)
+        elif device is not None:
+            result = pipeline.verify_on(
+                folder, device, token_file, target=target, data=data, progress=bar
+            )
+        else:
             at_device(None, device, token_file)
             result = pipeline.verify_folder(folder, target=target, data=data, progress=bar)
-        else:
-            from nas.pipeline.remote import verify_on
-
-            result = verify_on(folder, device, token_file, target=target, data=data, progress=bar)
         emit(result.to_json(), result.text(), options)
         result.raise_if_broken()
 

@@ -102,11 +102,7 @@ def add_results(
         TryAgain: another process is writing this table.
     """
     path = Path(path)
-    if target.batch != manifest.batch:
-        raise ConfigError(
-            f"the plan's files have batch {manifest.batch}, but {target} says b{target.batch}. "
-            f"Name the target with b{manifest.batch}, or make a plan for that batch."
-        )
+    _check_batch(manifest, target)
     target = replace(target, exporter=manifest.exporter, opset=manifest.opset)
     rows = read_times(results, manifest)
     seen = {name: summarise_rows(found) for name, found in rows.items()}
@@ -327,6 +323,34 @@ def _check(table: LatencyTable, manifest: PlanManifest, seen: Mapping[str, Seen]
     timings = {str(file.architecture): _timing(seen[name]) for name, file in files.items()}
     space = calibration_name(manifest.space, manifest.image_size)
     return compare(table, networks, timings, space=space)
+
+
+def network_times(manifest: PlanManifest, results: Path | str, target: Target) -> dict[str, Timing]:
+    """Return the times of the whole networks that `write_networks` wrote, by name.
+
+    Raises:
+        ConfigError: a row breaks a rule, a file has no time, or the target has another batch.
+    """
+    _check_batch(manifest, target)
+    rows = read_times(results, manifest)
+    files = manifest.of_kind("check")
+    missing = [name for name in files if name not in rows]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} files of the plan have no time yet, the first is {missing[0]}. "
+            "Append the missing rows and run the same command again."
+        )
+    return {
+        str(file.architecture): _timing(summarise_rows(rows[name])) for name, file in files.items()
+    }
+
+
+def _check_batch(manifest: PlanManifest, target: Target) -> None:
+    if target.batch != manifest.batch:
+        raise ConfigError(
+            f"the plan's files have batch {manifest.batch}, but {target} says b{target.batch}. "
+            f"Name the target with b{manifest.batch}, or make a plan for that batch."
+        )
 
 
 def _timing(item: Seen) -> Timing:

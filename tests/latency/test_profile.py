@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from nas.block import Block, parse
-from nas.errors import ConfigError, CorruptFile, DeviceError, TryAgain, UnreliableTiming
+from nas.errors import (
+    ConfigError,
+    CorruptFile,
+    DeviceError,
+    StorageError,
+    TryAgain,
+    UnreliableTiming,
+)
 from nas.files import lock
 from nas.latency import LatencyTable, ProfileConfig, plan, profile
 from nas.latency.measure import cold_name
@@ -259,6 +266,20 @@ def test_kill_9_loses_at_most_a_batch_and_the_lock_is_free_again(
     kept = LatencyTable.load(path)
     assert len(kept.entries) == 8
     config = ProfileConfig(samples=4, spread_s=0.1, batch=4)
+    table = profile(BLOCKS, target, path, config, benches=on(make_bench()), export=export)
+    assert {name: table.entries[name] for name in kept.entries} == dict(kept.entries)
+    assert table.missing(BLOCKS) == []
+
+
+def test_a_disk_that_fills_in_a_profile_keeps_the_finished_batches(
+    make_bench: Any, export: Any, on: Any, target: Target, tmp_path: Path, files_at_most: Any
+) -> None:
+    path = tmp_path / "t.json"
+    config = ProfileConfig(samples=4, spread_s=0.1, batch=4)
+    with files_at_most(3000), pytest.raises(StorageError, match=r"t\.json"):
+        profile(BLOCKS, target, path, config, benches=on(make_bench()), export=export)
+    kept = LatencyTable.load(path)
+    assert len(kept.entries) in (4, 8)
     table = profile(BLOCKS, target, path, config, benches=on(make_bench()), export=export)
     assert {name: table.entries[name] for name in kept.entries} == dict(kept.entries)
     assert table.missing(BLOCKS) == []
