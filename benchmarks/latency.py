@@ -1,6 +1,7 @@
 """How far latency tables are off on whole networks that nobody fitted on, beside other ways.
 
 python benchmarks/latency.py SPACE TARGET [SPACE TARGET ...]
+python benchmarks/latency.py --bursty SPACE TARGET      entries measured beside busy neighbours
 
 Each table is looked for where `nas` looks; make it first with `nas profile`. Networks are drawn by
 level of latency with a seed of their own; on 224-px spaces the published networks come on top.
@@ -11,6 +12,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from bursty import bursty_figures
 from record import Figure, record
 
 from nas.latency import LatencyTable, ProfileConfig, check, find_table
@@ -49,7 +51,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20_261)
     parser.add_argument("--samples", type=int, default=60, help="clean ones of each network")
     parser.add_argument("--name", default="latency", help="of the file in benchmarks/results")
+    parser.add_argument("--bursty", action="store_true", help="see bursty.py")
+    parser.add_argument("--entries", type=int, default=60, help="to measure with --bursty")
     options = parser.parse_args()
+    if options.bursty:
+        space, words = options.pairs
+        found = bursty_figures(
+            SearchSpace.load(space), Target.parse(words), options.entries, seed=options.seed,
+            samples=options.samples,
+        )  # fmt: skip
+        record(f"{options.name}-bursty", found.figures, notes=found.notes)
+        return
     figures: list[Figure] = []
     for space, target in zip(options.pairs[::2], options.pairs[1::2], strict=True):
         config = ProfileConfig(samples=options.samples, spread_s=3.0, seed=options.seed)

@@ -33,9 +33,10 @@ def main() -> None:
         path = options.folder / target.device.slug / f"{target.id}.json"
         begun_s = time.monotonic()
         table = make(SearchSpace.load(name), target, path)
+        fit = table.calibration(SearchSpace.load(name))
         grades = dict(sorted(Counter(entry.grade for entry in table.entries.values()).items()))
         print(f"{path}: {len(table.entries)} entries {grades}, {time.monotonic() - begun_s:.0f} s")
-        print(f"  held out on {name}: {table.calibrations[name].held_out}")
+        print(f"  held out on {name}: {fit.held_out if fit is not None else 'no fit'}")
 
 
 def make(space: SearchSpace, target: Target, path: Path) -> LatencyTable:

@@ -1,5 +1,7 @@
-"""Devices that are elsewhere: the verb agent, and `profile` with --device, --plan or --results."""
+"""Devices that are elsewhere: the verb agent, and --device, --plan and --results of others."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +13,8 @@ from nas.cli.console import Options, emit, guarded, how_to_go_on, progress
 from nas.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
-    from nas.pipeline import RunConfig
+    from nas.pipeline import Run, RunConfig
+    from nas.pipeline.materials import Materials
 
 CHECK_NETWORKS = 20
 
@@ -21,12 +24,10 @@ class Elsewhere:
     """The flags of `profile` that are about another device."""
 
     device: str | None
-    token_file: Path | None
     plan: Path | None
     results: Path | None
     check_networks: int | None
     dry_run: bool
-    resume: bool
 
     def __post_init__(self) -> None:
         if self.results is not None and self.plan is None:
@@ -37,34 +38,50 @@ class Elsewhere:
             raise ConfigError("--dry-run says what would be measured; leave it out with --plan.")
         if self.check_networks is not None and (self.plan is None or self.results is not None):
             raise ConfigError("--check-networks is for writing a --plan; leave it out here.")
-        if self.token_file is not None and self.device is None:
-            raise ConfigError("--token-file is for --device http://HOST:PORT; give both.")
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether another device is to be measured."""
-        return self.device is not None or self.plan is not None
+
+def at_device(
+    config: "RunConfig | None", device: str | None, token_file: Path | None
+) -> "tuple[RunConfig | None, Callable[[Run], Materials | None]]":
+    """Return settings and what makes a run's materials, for an agent's device if one is named."""
+    if device is None:
+        if token_file is not None:
+            raise ConfigError("--token-file is for --device http://HOST:PORT; give both.")
+        return config, lambda run: None
+    if config is None:
+        return None, lambda run: None  # there is no run; opening it says so
+    from nas.pipeline.remote import RemoteDevice
+
+    there = RemoteDevice.at(device, token_file, config.target)
+    return there.settings(config), there.materials
+
+
+def check_files(plan: Path | None, results: Path | None, device: str | None) -> None:
+    """Raise ConfigError where flags about files and times do not go together."""
+    Elsewhere(device, plan, results, None, False)
+
+
+@contextmanager
+def going_on(device: str | None, options: Options) -> Iterator[None]:
+    """Say with a device's error how to go on when the device is back."""
+    try:
+        yield
+    except DeviceError as error:
+        if device is None:
+            raise
+        raise DeviceError(f"{error}{how_to_go_on(options)}") from error
 
 
 def profile_elsewhere(
     run: Path, config: "RunConfig | None", asked: Elsewhere, options: Options
 ) -> None:
-    """Do what `profile` was asked to about another device, and print it."""
-    from nas import pipeline
+    """Do what `profile` was asked to about files and times, and print it."""
     from nas.pipeline import elsewhere
 
-    assert config is not None  # profile may begin a run
-    if asked.device is not None:
-        try:
-            config, work = elsewhere.on_device(asked.device, asked.token_file, config)
-            reports = progress(options)
-            with pipeline.Run.open(run, config, resume=asked.resume, progress=reports) as opened:
-                result = work(opened, asked.dry_run)
-        except DeviceError as error:
-            raise DeviceError(f"{error}{how_to_go_on(options)}") from error
-    elif asked.results is not None and asked.plan is not None:
+    assert config is not None and asked.plan is not None  # profile may begin a run
+    if asked.results is not None:
         result = elsewhere.read_times(run, config, asked.plan, asked.results)
-    elif asked.plan is not None:
+    else:
         count = CHECK_NETWORKS if asked.check_networks is None else asked.check_networks
         bar = progress(options)("plan")
         result = elsewhere.write_files(config, asked.plan, check_networks=count, progress=bar)
@@ -88,14 +105,14 @@ def agent(
     verbose: flags.Verbose = 0,
     debug: flags.Debug = False,
 ) -> None:
-    """Let `nas profile --device` on another machine time networks on this one.
+    """Let --device of `nas` on another machine time networks on this one.
 
     Listens until it is stopped. It runs nothing but its own runtimes on ONNX files, for one
     client at a time who has the token. Nothing is encrypted: across a network, come through ssh.
     """
     options = Options(verbose=verbose, debug=debug)
     with guarded(options):
-        from nas.pipeline.elsewhere import serve
+        from nas.pipeline.remote import serve
 
         megabyte = 1024 * 1024
         serve(

@@ -49,6 +49,22 @@ CheckNetworks = Annotated[
     int | None,
     typer.Option("--check-networks", help="Networks in --plan to check the table with; 20."),
 ]
+MeasureEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--measure-every",
+        min=1,
+        help="Measure every Nth size of a part and interpolate those between; 1: all of them.",
+    ),
+]
+TimesPlan = Annotated[
+    Path | None,
+    typer.Option("--plan", help="Write what is to be timed by hand into this new folder."),
+]
+TimesFile = Annotated[
+    Path | None,
+    typer.Option("--results", help="The times of --plan's files (CSV); --target is a full id."),
+]
 Budget = Annotated[
     str | None,
     typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import flags
-from nas.cli.agent import Elsewhere, profile_elsewhere
+from nas.cli.agent import Elsewhere, at_device, check_files, going_on, profile_elsewhere
 from nas.cli.console import Options, emit, guarded, progress
 from nas.cli.words import changes, go_on
 
@@ -23,6 +23,7 @@ def profile(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be measured and how long it takes.")
     ] = False,
+    measure_every: flags.MeasureEvery = None,
     device: flags.RemoteDevice = None,
     token_file: flags.TokenFile = None,
     plan: flags.PlanFolder = None,
@@ -38,8 +39,11 @@ def profile(
     """Measure the latency of every part a space needs, on this machine, into a table.
 
     The table is one JSON file per device and runtime (runs/tables/ by default) that any space
-    adds to; what it holds already is not measured again. Another device is measured with --device
-    (through `nas agent` on it) or, without Python there, with --plan and then --results.
+    adds to; what it holds already is not measured again. Whole networks are measured too: some to
+    fit the sums of parts on (profile.calibrate_on), some to say how far off the table is on
+    networks it has not seen (check_networks). With --measure-every N sizes between measured ones
+    are interpolated and marked so. Another device is measured with --device (through `nas agent`
+    on it) or, without Python there, with --plan and then --results.
     """
     options = Options(json, quiet, verbose, debug, go_on("profile", run))
     with guarded(options):
@@ -47,15 +51,18 @@ def profile(
 
         flagged = {
             "space": space, "data": data, "image_size": image_size, "target": target,
-            "table": table,
+            "table": table, "profile.every": measure_every,
         }  # fmt: skip
         config = pipeline.config_of(run, changes(flagged, overrides), begin=True)
-        elsewhere = Elsewhere(device, token_file, plan, results, check_networks, dry_run, resume)
-        if elsewhere.is_asked:
+        elsewhere = Elsewhere(device, plan, results, check_networks, dry_run)
+        if elsewhere.plan is not None:
             return profile_elsewhere(run, config, elsewhere, options)
-        with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
-            work = pipeline.plan_profile if dry_run else pipeline.profile
-            result = work(opened)
+        with going_on(device, options):
+            config, made = at_device(config, device, token_file)
+            reports = progress(options)
+            with pipeline.Run.open(run, config, resume=resume, progress=reports) as opened:
+                work = pipeline.plan_profile if dry_run else pipeline.profile
+                result = work(opened, made(opened))
         emit(result.to_json(), result.text(), options)
 
 
@@ -101,6 +108,10 @@ def search(
     winners: flags.Winners = None,
     target: flags.TargetName = None,
     table: flags.Table = None,
+    device: flags.RemoteDevice = None,
+    token_file: flags.TokenFile = None,
+    plan: flags.TimesPlan = None,
+    results: flags.TimesFile = None,
     seed: flags.Seed = None,
     storage: flags.Storage = None,
     resume: flags.Resume = False,
@@ -113,7 +124,9 @@ def search(
     """Search the trained supernet for the best networks under a hard budget.
 
     Needs `nas train` and, for the target, a table (`nas profile`). The study is kept in a
-    database anyone can query; the best candidates are measured whole before one is chosen.
+    database anyone can query; the best candidates are measured whole before one is chosen: on
+    this machine, on the device of an agent with --device, or by hand: --plan writes them and
+    ends, --plan with --results goes on with their times.
     """
     options = Options(json, quiet, verbose, debug, go_on("search", run))
     with guarded(options):
@@ -125,9 +138,16 @@ def search(
             "target": target, "table": table, "seed": seed, "storage": storage,
         }  # fmt: skip
         config = pipeline.config_of(run, changes(flagged, overrides), begin=False, study=name)
-        with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
-            opened.refuse_repeat(f"search/{opened.study}")
-            result = pipeline.search(opened)
+        check_files(plan, results, device)
+        with going_on(device, options):
+            config, made = at_device(config, device, token_file)
+            reports = progress(options)
+            with pipeline.Run.open(run, config, resume=resume, progress=reports) as opened:
+                opened.refuse_repeat(f"search/{opened.study}")
+                if plan is not None:
+                    result = pipeline.search_by_files(opened, plan, results)
+                else:
+                    result = pipeline.search(opened, made(opened))
         emit(result.to_json(), result.text(), options)
 
 
@@ -176,6 +196,10 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A winner's folder, runs/NAME/winners/ID.")],
     target: flags.TargetName = None,
     data: flags.Data = None,
+    device: flags.RemoteDevice = None,
+    token_file: flags.TokenFile = None,
+    plan: flags.TimesPlan = None,
+    results: flags.TimesFile = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = 0,
@@ -183,14 +207,29 @@ def verify(
 ) -> None:
     """Check a winner in a fresh process: its files, its test accuracy, its measured latency.
 
-    Exits with 7 if a promise in winner.json is broken on this machine.
+    Exits with 7 if a promise in winner.json is broken. With --device the latency is that on the
+    device of an agent, with --plan and then --results one that was timed by hand; all else is
+    checked here.
     """
     options = Options(json, quiet, verbose, debug)
     with guarded(options):
         from nas import pipeline
 
         bar = progress(options)("verify")
-        result = pipeline.verify_folder(folder, target=target, data=data, progress=bar)
+        check_files(plan, results, device)
+        if plan is not None and results is not None:
+            result = pipeline.verify_by_files(
+                folder, plan, results, target=target, data=data, progress=bar
+            )
+        elif plan is not None:
+            result = pipeline.plan_winner(folder, plan)
+        elif device is not None:
+            result = pipeline.verify_on(
+                folder, device, token_file, target=target, data=data, progress=bar
+            )
+        else:
+            at_device(None, device, token_file)
+            result = pipeline.verify_folder(folder, target=target, data=data, progress=bar)
         emit(result.to_json(), result.text(), options)
         result.raise_if_broken()
 
@@ -203,7 +242,10 @@ def report(
     verbose: flags.Verbose = 0,
     debug: flags.Debug = False,
 ) -> None:
-    """Write report/index.html: the front with the budget, predicted against measured latency."""
+    """Write report/index.html: the front with the budget, predicted against measured latency.
+
+    A study of another name than the run's has its page in report/NAME/.
+    """
     options = Options(json, quiet, verbose, debug)
     with guarded(options):
         from nas import pipeline

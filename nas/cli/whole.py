@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import flags
+from nas.cli.agent import at_device, going_on
 from nas.cli.console import Options, emit, guarded, progress
 from nas.cli.words import changes, go_on
 
@@ -47,6 +48,8 @@ def run(
     image_size: flags.ImageSize = None,
     target: flags.TargetName = None,
     table: flags.Table = None,
+    device: flags.RemoteDevice = None,
+    token_file: flags.TokenFile = None,
     latency_budget: flags.Budget = None,
     budget: flags.Budgets = None,
     seed: flags.Seed = None,
@@ -59,6 +62,8 @@ def run(
     overrides: flags.Overrides = None,
 ) -> None:
     """Do the whole job with your settings: profile, train, search, distill, export, verify, report.
+
+    With --device everything is timed on the device of an agent, and trained here.
 
     Example: nas run --data folder:photos --space hybrid-64 --latency-budget 5ms --run runs/photos
     """
@@ -79,6 +84,9 @@ def run(
         if path is None and stored.is_file():
             path = stored
         settings = pipeline.load_config(path, words)
-        with pipeline.Run.open(run, settings, resume=resume, progress=progress(options)) as opened:
-            result = pipeline.run_all(opened)
+        with going_on(device, options):
+            config_there, made = at_device(settings, device, token_file)
+            reports = progress(options)
+            with pipeline.Run.open(run, config_there, resume=resume, progress=reports) as opened:
+                result = pipeline.run_all(opened, made(opened))
         emit(result.to_json(), result.text(), options)

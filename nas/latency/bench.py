@@ -97,8 +97,8 @@ class ChildBench:
             raise DeviceError(
                 f"{target} cannot be measured here: it is another machine, or another version of "
                 f"the runtime. Ask for `{target.runtime},{target.precision},b{target.batch},"
-                f"t{target.threads}` to get this machine's, or time it there: `nas profile` with "
-                "--device (an agent on it) or with --plan (files to time)."
+                f"t{target.threads}` to get this machine's, or time it there: with --device "
+                "(an agent on it) or with --plan (files to time)."
             )
         self._target = target
         self._timeout_s, self._loads = timeout_s, loads

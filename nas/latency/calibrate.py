@@ -27,6 +27,7 @@ from nas.latency.calibration import (
     PARTS,
     Calibration,
     Costs,
+    calibration_name,
     cold_share,
     footprint_mb,
     kind_of,
@@ -90,14 +91,14 @@ class Networks:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class Found:
     """What a fit finds; see Calibration."""
 
     coefficients: Coefficients
     factors: Coefficients
 
 
-Solve = Callable[[Networks], Fitted | None]
+Solve = Callable[[Networks], Found | None]
 
 
 def draw(
@@ -126,24 +127,32 @@ def calibrated(
     space: str,
     networks: Mapping[str, Sequence[Block]],
     measured_ms: Mapping[str, float],
+    *,
+    by_block: Sequence[str] = (),
 ) -> LatencyTable:
     """Return a table with a space's calibration, fitted on whole networks of it.
+
+    It stands under the space's name and the side of the networks' images, in place of an older
+    one that rests on some of the same networks and does not note the side.
 
     Args:
         table: Must price the networks.
         space: The space's name.
-        networks: {architecture id: blocks}.
+        networks: {architecture id: blocks}, all of one image size.
         measured_ms: {architecture id: measured median}.
+        by_block: Kinds of block to price by entries of their own.
     """
+    way = replace(_calibration(_identity()), by_block=tuple(by_block))
     sums: list[dict[str, float]] = []
     cold: list[float | None] = []
     for blocks in networks.values():
         total_ms: dict[str, float] = {}
         for block in blocks:
-            for entry, ms in table.entry_ms(block).items():
+            for entry, ms in table.entry_ms(block, way).items():
                 total_ms[entry] = total_ms.get(entry, 0.0) + ms
         sums.append(total_ms)
-        extra = [ms for ms in map(table.cold_ms, blocks) if ms is not None]
+        adds = [table.cold_ms(block, way) for block in blocks]
+        extra = [added for added in adds if added is not None]
         cold.append(sum(extra) if len(extra) == len(blocks) else None)
     entries = sorted({entry for total_ms in sums for entry in total_ms})
     known = [ms for ms in cold if ms is not None]
@@ -158,7 +167,13 @@ def calibrated(
         ),
         list(networks),
     )
-    return replace(table, calibrations={**table.calibrations, space: made})
+    older = table.calibrations.get(space)
+    kept = dict(table.calibrations)
+    if older is not None and older.fitted_on.keys() & networks.keys():
+        del kept[space]
+    side = next(iter(networks.values()))[0].resolution
+    kept[calibration_name(space, side)] = replace(made, by_block=way.by_block)
+    return replace(table, calibrations=kept)
 
 
 def fit(networks: Networks, ids: Sequence[str]) -> Calibration:
@@ -188,7 +203,7 @@ def fit(networks: Networks, ids: Sequence[str]) -> Calibration:
     )
 
 
-def predict(found: Fitted, networks: Networks) -> Costs:
+def predict(found: Found, networks: Networks) -> Costs:
     """Return what a fit makes of sums of entries, ms.
 
     Raises:
@@ -200,7 +215,7 @@ def predict(found: Fitted, networks: Networks) -> Costs:
     return fit.total(scaled_ms, fit.extra_ms(cold_ms, networks.megabytes), networks.footprint)
 
 
-def _calibration(found: Fitted) -> Calibration:
+def _calibration(found: Found) -> Calibration:
     """Return the calibration of a fit alone."""
     is_plain = set(found.coefficients) == {"constant", "scale"} and not found.factors
     return Calibration(
@@ -220,7 +235,7 @@ def relative_line(values: Costs, measured_ms: Costs) -> tuple[float, float]:
 
 
 # ---------------------------------------------------------------- choosing a form
-def _best(networks: Networks) -> Fitted:
+def _best(networks: Networks) -> Found:
     """Return the fit of the form that errs least on networks held out."""
     if len(networks) < 2:
         return _scale(networks)
@@ -261,13 +276,13 @@ def _ways(networks: Networks) -> list[Solve]:
     return ways
 
 
-def _identity(networks: Networks) -> Fitted:
-    return Fitted({"constant": 0.0, "scale": 1.0}, {})
+def _identity(networks: Networks | None = None) -> Found:
+    return Found({"constant": 0.0, "scale": 1.0}, {})
 
 
-def _scale(networks: Networks) -> Fitted:
+def _scale(networks: Networks) -> Found:
     scale = float(np.median(networks.measured_ms / networks.total_ms)) if len(networks) else 1.0
-    return Fitted({"constant": 0.0, "scale": scale}, {})
+    return Found({"constant": 0.0, "scale": scale}, {})
 
 
 def _solved(
@@ -277,7 +292,7 @@ def _solved(
     adds: Sequence[str] = (),
     strength: float | None = None,
     firmness: float | None = None,
-) -> Fitted | None:
+) -> Found | None:
     """Return the fit of least relative squares, None where it makes no sense.
 
     Args:
@@ -317,7 +332,7 @@ def _solved(
     }
     if knee_mb is not None:
         found[KNEE_MB] = knee_mb
-    fitted = Fitted(found, factors)
+    fitted = Found(found, factors)
     try:
         return fitted if (predict(fitted, networks) > 0).all() else None
     except ValueError:  # a scale that turns the order round, say
@@ -336,6 +351,6 @@ def _held_out(solve: Solve, networks: Networks) -> Costs:
     return errors
 
 
-def _errors(found: Fitted, networks: Networks) -> Costs:
+def _errors(found: Found, networks: Networks) -> Costs:
     error: Costs = np.abs(predict(found, networks) / networks.measured_ms - 1)
     return error

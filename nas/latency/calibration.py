@@ -29,7 +29,8 @@ class Calibration:
 
     `fitted_on` is {id: measured ms} of the whole architectures it rests on, the space's largest
     among them. `held_out` are relative errors on networks the fit had not seen: `mean` and `worst`,
-    and the same of the sum without a fit as `mean_of_sum` and `worst_of_sum`.
+    and the same of the sum without a fit as `mean_of_sum` and `worst_of_sum`. `by_block` are the
+    kinds of block that are priced by entries of their own, not by the sum of their parts.
     """
 
     form: str
@@ -37,6 +38,7 @@ class Calibration:
     fitted_on: dict[str, float]
     held_out: dict[str, float]
     factors: dict[str, float] = field(default_factory=dict)
+    by_block: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = self.coefficients.keys()
@@ -108,8 +110,13 @@ class Calibration:
 
 
 def kind_of(entry: str) -> str:
-    """Return the kind of part in an entry's name."""
+    """Return the kind of part (or of block) in an entry's name."""
     return entry.partition("_r")[0]
+
+
+def calibration_name(space: str, image_size: int) -> str:
+    """Return what a table calls the calibration of a space at one image size: "tiny@32"."""
+    return f"{space}@{image_size}"
 
 
 def footprint_mb(block: Block) -> float:

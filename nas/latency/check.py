@@ -10,8 +10,9 @@ import numpy as np
 from nas.block import Block
 from nas.errors import ConfigError
 from nas.latency.calibrate import draw, relative_line
-from nas.latency.calibration import Costs
+from nas.latency.calibration import Calibration, Costs
 from nas.latency.compose import Export, Workshop
+from nas.latency.interpolate import interpolated_in
 from nas.latency.measure import ProfileConfig, Progress, measure_networks
 from nas.latency.plan import session_seconds
 from nas.latency.recipes import parts_of
@@ -62,12 +63,14 @@ class Check:
 
     `repeat` is the mean over the rows. `by_kind` is the table's mean signed error over the networks
     that are dearest in blocks of a kind, for kinds that lead in any: too dear is above zero.
+    `interpolated` is the mean share (0 to 1) of a network's price that was not measured.
     """
 
     rows: tuple[Row, ...]
     errors: dict[str, Errors]
     repeat: float | None
     by_kind: dict[str, float]
+    interpolated: float
 
 
 def check(
@@ -103,7 +106,7 @@ def check(
     """
     if networks < MIN_NETWORKS:
         raise ConfigError(f"networks must be at least {MIN_NETWORKS}, but is {networks}.")
-    fitted = table.calibrations.get(space.name)
+    fitted = table.calibration(space)
     config = config or ProfileConfig()
     seed = stage_seed(config.seed, "check")
     drawn = draw(space, networks, seed=seed, avoid=list(fitted.fitted_on) if fitted else ())
@@ -203,19 +206,22 @@ def compare(
     ]
     repeats = [row.repeat for row in rows if row.repeat is not None]
     signed = predicted["table_ms"] / measured - 1
-    leads = np.array([_dearest_kind(table, networks[name]) for name in names])
+    fits = {name: table.calibration(space, networks[name]) for name in names}
+    leads = np.array([_dearest_kind(table, networks[name], fits[name]) for name in names])
+    guessed = [interpolated_in(table, networks[name], fits[name]).share for name in names]
     return Check(
         rows=tuple(rows),
         errors={method: errors_of(predicted[method], measured) for method in METHODS},
         repeat=float(np.mean(repeats)) if repeats else None,
         by_kind={str(kind): float(signed[leads == kind].mean()) for kind in np.unique(leads)},
+        interpolated=float(np.mean(guessed)),
     )
 
 
-def _dearest_kind(table: LatencyTable, blocks: Sequence[Block]) -> str:
+def _dearest_kind(table: LatencyTable, blocks: Sequence[Block], fit: Calibration | None) -> str:
     cost_ms: dict[str, float] = {}
     for block in blocks:
-        cost_ms[block.kind] = cost_ms.get(block.kind, 0.0) + table.block_ms(block)
+        cost_ms[block.kind] = cost_ms.get(block.kind, 0.0) + table.block_ms(block, fit)
     return max(cost_ms, key=lambda kind: cost_ms[kind])
 
 

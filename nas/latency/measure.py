@@ -46,8 +46,10 @@ class ProfileConfig:
     first and the last `spread_s` apart. Up to `batch` entries are timed together for at most
     `time_limit_s`, and as long again those that have next to nothing by then; a child silent for
     `timeout_s` is ended. A repeating part is read off chains of 1 and `copies`.
-    `calibrate_on` whole networks are measured at the end for a fit (0: none). `strict` refuses
-    grade C.
+    `calibrate_on` whole networks are measured at the end for a fit (0: none). Along a line of
+    sizes of one part every `every`-th is measured and the others are interpolated (1: none).
+    Where networks held out are off by more than `block_error`, whole blocks are tried in place of
+    sums of parts. `strict` refuses grade C.
     """
 
     samples: int = 30
@@ -58,6 +60,8 @@ class ProfileConfig:
     loads: int = 3
     copies: int = 3
     calibrate_on: int = 0
+    every: int = 1
+    block_error: float = 0.03
     timeout_s: float = 60.0
     strict: bool = False
     seed: int = 0
@@ -69,12 +73,13 @@ class ProfileConfig:
             "batch": 1,
             "loads": 1,
             "calibrate_on": 0,
+            "every": 1,
             "spread_s": 0,
         }
         for name, low in rules.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be at least {low}, but is {getattr(self, name)}.")
-        for name in ("sample_ms", "time_limit_s", "timeout_s"):
+        for name in ("sample_ms", "time_limit_s", "timeout_s", "block_error"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0, but is {getattr(self, name)}.")
         if self.spread_s >= self.time_limit_s:

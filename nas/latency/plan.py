@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas.block import Block
+from nas.block import Block, parse
 from nas.errors import ConfigError
+from nas.latency.interpolate import is_measured, to_measure
 from nas.latency.measure import PRIME_MS, ProfileConfig, by_bytes
-from nas.latency.recipes import Chain, Recipe, chain_name, recipes
+from nas.latency.recipes import Chain, Recipe, block_recipes, chain_name, recipes
 from nas.latency.table import LatencyTable
 from nas.latency.timing import SAMPLES_A_VISIT
 from nas.space import SearchSpace
@@ -26,10 +27,15 @@ WARM_S = 2.0  # to start and warm up
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Entries needed in all, recipes of those missing, networks to calibrate on, quiet seconds."""
+    """Entries needed in all, recipes of those to measure, networks to calibrate on, quiet seconds.
+
+    `between` are entries that will lie between measured ones, unless a kind turns out to be off by
+    too much (see nas/latency/interpolate.py): then they are measured too.
+    """
 
     needed: tuple[str, ...]
     missing: tuple[Recipe, ...]
+    between: tuple[str, ...]
     networks: int
     seconds: float
 
@@ -67,21 +73,25 @@ def plan_from(
     needed: SearchSpace | Iterable[Block], table: LatencyTable, config: ProfileConfig
 ) -> Plan:
     """Return the plan for a table that is already loaded."""
-    networks = 0
+    fit, networks = None, 0
     if isinstance(needed, SearchSpace):
-        every = recipes(needed.every_block(), copies=config.copies)
-        lacks_fit = needed.name not in table.calibrations
+        fit, blocks = table.calibration(needed), needed.every_block()
     else:
-        every = recipes(needed, copies=config.copies)
-        lacks_fit = False
+        blocks = tuple(needed)
         if config.calibrate_on:
             logger.warning("calibrate_on has no effect: it needs a space, but blocks were given")
-    missing = tuple(item for item in every if item.entry not in table.entries)
-    if isinstance(needed, SearchSpace) and (missing or lacks_fit):
+    by_part = recipes(blocks, copies=config.copies)
+    wanted = to_measure(table, [parse(item.entry) for item in by_part], config.every)
+    whole = block_recipes(blocks, fit.by_block if fit is not None else (), copies=config.copies)
+    lacking = [item for item in by_part if not is_measured(table, item.entry)]
+    missing = tuple(item for item in lacking if item.entry in wanted)
+    missing += tuple(item for item in whole if item.entry not in table.entries)
+    if isinstance(needed, SearchSpace) and (missing or fit is None):
         networks = config.calibrate_on
     return Plan(
-        needed=tuple(item.entry for item in every),
+        needed=tuple(item.entry for item in (*by_part, *whole)),
         missing=missing,
+        between=tuple(item.entry for item in lacking if item.entry not in wanted),
         networks=networks,
         seconds=_seconds(missing, networks, config, table.target),
     )

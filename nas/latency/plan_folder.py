@@ -5,7 +5,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +84,12 @@ class PlanManifest:
         """Return it with its digest."""
         return replace(self, digest=digest_json(to_plain(replace(self, digest=""))))
 
+    @property
+    def image_size(self) -> int:
+        """The side of the images of the space that was planned for."""
+        sides = [parse(name).resolution for name in self.entries if name.startswith("stem_")]
+        return max(sides, default=0)
+
     def of_kind(self, kind: str) -> dict[str, PlanFile]:
         """Return the files of one kind by name."""
         return {name: file for name, file in self.files.items() if file.kind == kind}
@@ -100,6 +106,7 @@ class _Item:
     recipes: tuple[str, ...] = ()
     architecture: str | None = None
     blocks: tuple[str, ...] = ()
+    given: Path | None = None
 
 
 def write_plan(
@@ -129,30 +136,105 @@ def write_plan(
         ConfigError: the folder is there, or a number is out of its range.
         StorageError: the disk is full, or the folder cannot be made.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise ConfigError(f"--plan must be a new folder, but {folder} is there. Choose another.")
+    if config.every != 1:
+        raise ConfigError(f"a plan has every size, but every is {config.every}. Leave it out.")
     if check_networks != 0 and check_networks < 3:
         raise ConfigError(f"check_networks must be 0 or at least 3, but is {check_networks}.")
     needed = recipes(space.every_block(), copies=config.copies)
+    manifest = PlanManifest(
+        package=_package(),
+        space=space.name,
+        batch=batch,
+        exporter=EXPORTER,
+        opset=OPSET,
+        seed=config.seed,
+        copies=config.copies,
+        entries=tuple(item.entry for item in needed),
+        files={},
+    )
     items = _items(space, needed, config, check_networks)
+    words = {
+        "WHAT": f"the latency table of {space.name}",
+        "CHECKED": "the finished table is checked with",
+        "COMMAND": "nas profile --plan THIS_FOLDER --results times.csv --target TARGET",
+    }
+    return _write(Path(folder), manifest, items, words, export, progress)
+
+
+def write_networks(
+    networks: Mapping[str, Sequence[Block]],
+    folder: Path | str,
+    *,
+    space: str,
+    command: str,
+    batch: int = 1,
+    export: Export | None = None,
+    given: Mapping[str, Path] | None = None,
+    progress: Progress = lambda done, total, text: None,
+) -> PlanManifest:
+    """Write whole networks to time into a new folder, each as `check-<name>.onnx`.
+
+    Args:
+        networks: Name to blocks; they are of random weights unless they are `given`.
+        folder: Where to; must not be there yet.
+        space: The name of the space they are from.
+        command: What to run with the times; THIS_FOLDER and TARGET are for the reader.
+        batch: Images in a batch.
+        export: Writes ONNX files of parts; `nas.network.onnx.parts_to_onnx` by default.
+        given: ONNX files to copy, by the networks' names.
+        progress: Told (files done, files in all, text).
+
+    Raises:
+        ConfigError: the folder is there.
+        StorageError: the disk is full, or the folder cannot be made.
+    """
+    reference = parts_of(parse(text) for text in REFERENCE)
+    items = {"reference.onnx": _Item(kind="reference", chain=reference)}
+    for name, blocks in networks.items():
+        items[_file_of(name)] = _Item(
+            kind="check",
+            chain=parts_of(blocks),
+            architecture=name,
+            blocks=tuple(map(str, blocks)),
+            given=(given or {}).get(name),
+        )
+    manifest = PlanManifest(
+        package=_package(),
+        space=space,
+        batch=batch,
+        exporter=EXPORTER,
+        opset=OPSET,
+        seed=0,
+        copies=2,
+        entries=(),
+        files={},
+    )
+    words = {"WHAT": f"a choice in {space}", "CHECKED": "to choose from", "COMMAND": command}
+    return _write(Path(folder), manifest, items, words, export, progress)
+
+
+def _file_of(name: str) -> str:
+    return f"check-{name}.onnx"
+
+
+def _write(
+    folder: Path,
+    manifest: PlanManifest,
+    items: Mapping[str, "_Item"],
+    words: Mapping[str, str],
+    export: Export | None,
+    progress: Progress,
+) -> PlanManifest:
+    """Write a new folder of these files, its README and its manifest, which is returned."""
+    if folder.exists():
+        raise ConfigError(f"--plan must be a new folder, but {folder} is there. Choose another.")
     with tempfile.TemporaryDirectory() as scratch, _new_folder(folder) as place:
         progress(0, len(items), "exporting parts")
-        workshop = Workshop(Path(scratch), export, batch=batch)
-        workshop.export([item.chain for item in items.values()])
-        files = _write_files(items, workshop, place, batch, progress)
-        manifest = PlanManifest(
-            package=_package(),
-            space=space.name,
-            batch=batch,
-            exporter=EXPORTER,
-            opset=OPSET,
-            seed=config.seed,
-            copies=config.copies,
-            entries=tuple(item.entry for item in needed),
-            files=files,
-        ).sealed()
-        write_atomic(place / README, _readme(manifest))
+        workshop = Workshop(Path(scratch), export, batch=manifest.batch)
+        workshop.export([item.chain for item in items.values() if item.given is None])
+        files = _write_files(items, workshop, place, manifest.batch, progress)
+        manifest = replace(manifest, files=files).sealed()
+        write_atomic(place / README, _readme(manifest, words))
         write_json(place / MANIFEST, manifest)
     return manifest
 
@@ -235,8 +317,10 @@ def _write_files(
     files = {}
     for number, (name, item) in enumerate(items.items()):
         with tempfile.TemporaryDirectory() as scratch:
-            joined = workshop.join({chain_name(item.chain): item.chain}, Path(scratch))
-            raw = next(iter(joined.values())).read_bytes()
+            file = item.given
+            if file is None:
+                file = workshop.join({name: item.chain}, Path(scratch))[name]
+            raw = file.read_bytes()
         path = write_atomic(place / name, raw)
         files[name] = PlanFile(
             kind=item.kind,
@@ -262,11 +346,11 @@ def _package() -> str:
     return f"hybrid-nas {__version__}"
 
 
-def _readme(manifest: PlanManifest) -> str:
+def _readme(manifest: PlanManifest, about: Mapping[str, str]) -> str:
     text = Path(__file__).with_name("plan_readme.md").read_text()
     counts = {kind: len(manifest.of_kind(kind)) for kind in KINDS}
     words = {
-        "SPACE": manifest.space,
+        **about,
         "BATCH": str(manifest.batch),
         "FILES": str(len(manifest.files)),
         "MEGABYTES": f"{sum(file.bytes for file in manifest.files.values()) / 1e6:,.0f}",

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.block import Block
+from nas.block import Block, parse
 from nas.errors import UnreliableTiming
 from nas.files import lock
-from nas.latency.calibrate import calibrated, draw
+from nas.latency.by_block import by_part_or_block
+from nas.latency.calibrate import draw
 from nas.latency.compose import Export, Workshop
+from nas.latency.interpolate import filled
 from nas.latency.measure import (
     MAX_REFERENCE,
     MAX_WALL_PER_CPU,
@@ -26,9 +28,10 @@ from nas.latency.plan import (
     batches_of,
     chains_of,
     plan_from,
+    session_seconds,
     standing,
 )
-from nas.latency.recipes import Recipe, chain_name
+from nas.latency.recipes import Recipe, chain_name, recipe
 from nas.latency.sessions import Benches, Sessions, Teller, child_bench
 from nas.latency.table import Entry, LatencyTable
 from nas.latency.timing import SAMPLES_A_VISIT, Series, grade
@@ -82,20 +85,98 @@ def profile(
         if not table.protocol:
             table = replace(table, protocol=_protocol(config), provenance=_provenance(target))
         workshop = Workshop(Path(scratch), export, batch=target.batch, takes=target.takes)
-        total = len(planned.missing) + planned.networks
-        teller = Teller(progress, total, planned.seconds)
-        sessions = Sessions(target, config, workshop, benches, teller)
-        for batch in batches_of(planned.missing, config):
-            teller.begin(len(batch), batch_seconds(batch, config, target))
-            table, unclear = _add(table, batch, sessions, strict=config.strict)
-            table = table.save(path)
+        work = _Work(target, path, config, workshop, benches, progress)
+        networks = planned.networks
+        while planned.missing:
+            work.expect(len(planned.missing) + networks, planned.seconds)
+            table = work.measure(table, planned.missing)
+            planned = plan_from(needed, table, config)  # more, where sizes between are off
+        if config.every > 1:
+            table = work.save(filled(table, [parse(name) for name in planned.needed]))
+        if networks:
+            assert isinstance(needed, SearchSpace)
+            table = work.calibrate(table, needed)
+    progress(work.total, work.total, "the latency table is complete")
+    return table
+
+
+class _Work:
+    """What is measured into one table, a batch at a time, each saved when it is done."""
+
+    def __init__(
+        self,
+        target: Target,
+        path: Path,
+        config: ProfileConfig,
+        workshop: Workshop,
+        benches: Benches,
+        progress: Progress,
+    ) -> None:
+        self._target, self._path, self._config = target, path, config
+        self._workshop, self._benches, self._progress = workshop, benches, progress
+        self._done = self.total = 0
+        self.expect(0, 0.0)
+
+    def expect(self, count: int, seconds: float) -> None:
+        """Count so many entries and networks as still to be done, in so many seconds."""
+        self.total = self._done + count
+        self._teller = Teller(self._progress, self.total, seconds, done=self._done)
+        self._sessions = Sessions(
+            self._target, self._config, self._workshop, self._benches, self._teller
+        )
+
+    def save(self, table: LatencyTable) -> LatencyTable:
+        """Write the table, if it says something new."""
+        is_known = self._path.is_file() and LatencyTable.load(self._path).digest == table.digest
+        return table if is_known else table.save(self._path)
+
+    def measure(self, table: LatencyTable, missing: Sequence[Recipe]) -> LatencyTable:
+        """Return the table with these entries, written after each batch.
+
+        Raises:
+            UnreliableTiming: an entry got too few clean samples; the others are kept.
+        """
+        for batch in batches_of(missing, self._config):
+            self._teller.begin(len(batch), batch_seconds(batch, self._config, self._target))
+            table, unclear = _add(table, batch, self._sessions, strict=self._config.strict)
+            table = table.save(self._path)
+            self._done += len(batch)
             if unclear is not None:
                 raise unclear
-        if planned.networks:
-            assert isinstance(needed, SearchSpace)
-            table = _calibrate(table, needed, sessions, config).save(path)
-    progress(total, total, "the latency table is complete")
-    return table
+        return table
+
+    def calibrate(self, table: LatencyTable, space: SearchSpace) -> LatencyTable:
+        """Return the table with a fit on whole networks: the largest, others by level of cost."""
+        count = self._config.calibrate_on
+        if self._done == self.total:
+            seconds = session_seconds(self._config, self._target, networks=count)
+            self.expect(count, seconds)
+        largest = space.largest()  # what a budget in percent is of
+        others = draw(space, count - 1, seed=self._config.seed, avoid=[largest.id])
+        drawn = [largest, *others]
+        blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
+        table, series = self._sessions.networks(table, blocks)
+        self._done = self.total
+        fitted = by_part_or_block(
+            table,
+            space,
+            blocks,
+            {name: series[name].median_ms for name in blocks},
+            most_error=self._config.block_error,
+            measure=self._measure_blocks,
+        )
+        return fitted.save(self._path)
+
+    def _measure_blocks(self, table: LatencyTable, blocks: Sequence[Block]) -> LatencyTable:
+        """Return the table with an entry for each of these whole blocks."""
+        wanted = [recipe(block, copies=self._config.copies) for block in blocks]
+        missing = [item for item in wanted if item.entry not in table.entries]
+        seconds = sum(
+            batch_seconds(batch, self._config, self._target)
+            for batch in batches_of(missing, self._config)
+        )
+        self.expect(len(missing), seconds)
+        return self.measure(table, missing)
 
 
 def _protocol(config: ProfileConfig) -> dict[str, float | int]:
@@ -135,20 +216,7 @@ def _add(
     return replace(table, entries=entries), unclear
 
 
-def _calibrate(
-    table: LatencyTable, space: SearchSpace, sessions: Sessions, config: ProfileConfig
-) -> LatencyTable:
-    """Return the table with a fit on whole networks: the largest, others by level of cost."""
-    largest = space.largest()  # what a budget in percent is of
-    others = draw(space, config.calibrate_on - 1, seed=config.seed, avoid=[largest.id])
-    drawn = [largest, *others]
-    blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
-    table, series = sessions.networks(table, blocks)
-    measured = {name: series[name].median_ms for name in blocks}
-    return calibrated(table, space.name, blocks, measured)
-
-
-def entry(recipe: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entry:
+def entry(made: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entry:
     """Return what a recipe's chains say of its entry.
 
     The price is a sum of medians, as is the price with cold caches, which is never lower. Its
@@ -159,10 +227,10 @@ def entry(recipe: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entr
     Raises:
         UnreliableTiming: a chain has too few clean samples; or, if strict, the grade is C.
     """
-    used = {chain_name(chain): weight for chain, weight in recipe.terms}
+    used = {chain_name(chain): weight for chain, weight in made.terms}
     cold = {cold_name(name): weight for name, weight in used.items() if cold_name(name) in series}
-    for name in (*used, *cold, chain_name(recipe.alone)):
-        series[name].require(f"{recipe.entry} ({name})", strict=False)
+    for name in (*used, *cold, chain_name(made.alone)):
+        series[name].require(f"{made.entry} ({name})", strict=False)
     count = min(len(series[name].clean_ms) for name in used)
     samples = sum((w * series[name].clean_ms[:count] for name, w in used.items()), np.zeros(count))
     ms = sum(weight * series[name].median_ms for name, weight in used.items())
@@ -170,18 +238,18 @@ def entry(recipe: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entr
     p10, low, high, p90 = (float(value) for value in np.quantile(samples, [0.1, 0.25, 0.75, 0.9]))
     error_ms = STANDARD_ERROR * (high - low) / count**0.5
     letter = _grade([series[name] for name in used], error_ms / ms if ms > 0 else np.inf)
-    by = recipe.by
+    by = made.by
     if ms <= error_ms or ms <= 0:
         ms, letter, by = max(error_ms, 1e-6), "C", by + "; not told from zero"
     if strict and letter == "C":
         raise UnreliableTiming(
-            f"{recipe.entry}: its price of {ms:.4g} ms is only known to {error_ms:.2g} ms. Stop "
+            f"{made.entry}: its price of {ms:.4g} ms is only known to {error_ms:.2g} ms. Stop "
             "other programs on this machine, ask for more samples, or leave strict out."
         )
     return Entry(
         ms=round(ms, 7),
         cold_ms=round(max(cold_ms, ms), 7) if cold else None,
-        isolated_ms=round(series[chain_name(recipe.alone)].median_ms, 7),
+        isolated_ms=round(series[chain_name(made.alone)].median_ms, 7),
         p10=round(p10, 7),
         p90=round(p90, 7),
         clean=min(int(series[name].is_clean.sum()) for name in used),

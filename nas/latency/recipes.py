@@ -12,12 +12,14 @@ ONNX Runtime goes back to plain NCHW at every residual sum, and parts cost up to
   between two kinds belongs to them.
 * What changes shape costs the difference of the lead-in with and without it.
 * A stem costs what it takes alone.
+* A whole block, where the sum of its parts is not true enough, costs the slope or the difference of
+  all of its parts together.
 
 In the sum over a network what it costs to write out each shape cancels exactly, and the session's
 own cost is left once, in the stem.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from nas.block import Attn, Block, Dw, Pool, Stem
@@ -70,16 +72,18 @@ def companion(part: Block) -> Block | None:
 
 
 def recipe(part: Block, *, copies: int) -> Recipe:
-    """Return how to price one part.
+    """Return how to price one part, or one block as a whole.
 
     Args:
-        part: The part.
+        part: The part; or a block of several parts.
         copies: Length of the longer chain of what repeats, at least 2.
     """
     name = str(part)
     if part.kind == "stem":
         return Recipe(entry=name, terms=(((part,), 1.0),), by="alone", alone=(part,))
     lead = lead_in(part.in_channels, part.resolution)
+    if len(part.parts()) > 1:
+        return _block_recipe(part, lead, copies)
     if part.kind in SHAPE_CHANGERS:
         terms: Terms = (((lead, part), 1.0), ((lead,), -1.0))
         return Recipe(entry=name, terms=terms, by=f"difference behind {lead}", alone=(part,))
@@ -94,6 +98,16 @@ def recipe(part: Block, *, copies: int) -> Recipe:
         by=f"slope of 1 and {copies} behind {before}",
         alone=(part,),
     )
+
+
+def _block_recipe(block: Block, lead: Block, copies: int) -> Recipe:
+    parts = block.parts()
+    before = block.in_channels, block.resolution
+    if (block.out_channels, block.out_resolution) == before:
+        terms, by = _slope(lead, parts, copies), f"slope of 1 and {copies}, whole"
+    else:
+        terms, by = (((lead, *parts), 1.0), ((lead,), -1.0)), f"difference behind {lead}, whole"
+    return Recipe(entry=str(block), terms=terms, by=by, alone=parts)
 
 
 def _slope(lead: Block, chain: Chain, copies: int) -> Terms:
@@ -115,6 +129,14 @@ def recipes(blocks: Iterable[Block], *, copies: int) -> tuple[Recipe, ...]:
             ordered.setdefault(str(before), before)
         ordered.setdefault(str(part), part)
     return tuple(recipe(part, copies=copies) for part in ordered.values())
+
+
+def block_recipes(
+    blocks: Iterable[Block], kinds: Collection[str], *, copies: int
+) -> tuple[Recipe, ...]:
+    """Return the recipes of whole blocks of some kinds, each block once."""
+    wanted = dict.fromkeys(block for block in blocks if block.kind in kinds)
+    return tuple(recipe(block, copies=copies) for block in wanted)
 
 
 def _place(part: Block) -> tuple[bool, int, int, str]:

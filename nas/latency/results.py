@@ -14,7 +14,7 @@ from nas.block import parse
 from nas.errors import ConfigError
 from nas.files import MAX_JSON_BYTES, digest_file, lock, unknown_key
 from nas.latency.calibrate import calibrated
-from nas.latency.calibration import MAX_MS
+from nas.latency.calibration import MAX_MS, calibration_name
 from nas.latency.check import MIN_NETWORKS, Check, compare
 from nas.latency.plan import standing
 from nas.latency.plan_folder import PlanManifest
@@ -102,11 +102,7 @@ def add_results(
         TryAgain: another process is writing this table.
     """
     path = Path(path)
-    if target.batch != manifest.batch:
-        raise ConfigError(
-            f"the plan's files have batch {manifest.batch}, but {target} says b{target.batch}. "
-            f"Name the target with b{manifest.batch}, or make a plan for that batch."
-        )
+    _check_batch(manifest, target)
     target = replace(target, exporter=manifest.exporter, opset=manifest.opset)
     rows = read_times(results, manifest)
     seen = {name: summarise_rows(found) for name, found in rows.items()}
@@ -294,7 +290,8 @@ def _with_entries(
         needed = {chain_name(recipe.alone), *(chain_name(chain) for chain, _ in recipe.terms)}
         if needed <= chains.keys():
             entries[recipe.entry] = entry_of(recipe, chains, is_steady=is_steady)
-    calibrations = {name: old for name, old in table.calibrations.items() if name != manifest.space}
+    gone = {manifest.space, calibration_name(manifest.space, manifest.image_size)}
+    calibrations = {name: old for name, old in table.calibrations.items() if name not in gone}
     return replace(table, entries=entries, calibrations=calibrations)
 
 
@@ -324,7 +321,36 @@ def _check(table: LatencyTable, manifest: PlanManifest, seen: Mapping[str, Seen]
     if len(networks) < MIN_NETWORKS or lacks:
         return None
     timings = {str(file.architecture): _timing(seen[name]) for name, file in files.items()}
-    return compare(table, networks, timings, space=manifest.space)
+    space = calibration_name(manifest.space, manifest.image_size)
+    return compare(table, networks, timings, space=space)
+
+
+def network_times(manifest: PlanManifest, results: Path | str, target: Target) -> dict[str, Timing]:
+    """Return the times of the whole networks that `write_networks` wrote, by name.
+
+    Raises:
+        ConfigError: a row breaks a rule, a file has no time, or the target has another batch.
+    """
+    _check_batch(manifest, target)
+    rows = read_times(results, manifest)
+    files = manifest.of_kind("check")
+    missing = [name for name in files if name not in rows]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} files of the plan have no time yet, the first is {missing[0]}. "
+            "Append the missing rows and run the same command again."
+        )
+    return {
+        str(file.architecture): _timing(summarise_rows(rows[name])) for name, file in files.items()
+    }
+
+
+def _check_batch(manifest: PlanManifest, target: Target) -> None:
+    if target.batch != manifest.batch:
+        raise ConfigError(
+            f"the plan's files have batch {manifest.batch}, but {target} says b{target.batch}. "
+            f"Name the target with b{manifest.batch}, or make a plan for that batch."
+        )
 
 
 def _timing(item: Seen) -> Timing:

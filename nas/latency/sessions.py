@@ -48,13 +48,14 @@ class Teller:
         progress: Told (things timed, things to time in all, text).
         total: Entries and whole networks in all.
         seconds: What all sessions together should take.
+        done: Things timed before.
     """
 
-    def __init__(self, progress: Progress, total: int, seconds: float) -> None:
+    def __init__(self, progress: Progress, total: int, seconds: float, *, done: int = 0) -> None:
         self._progress, self._total, self._planned_s = progress, total, seconds
         self._began_s = time.monotonic()
         self._before_s = self._session_s = 0.0
-        self._done = self._count = 0
+        self._done, self._count = done, 0
 
     def begin(self, count: int, seconds: float) -> None:
         """Start a session for `count` entries or networks that should take so long."""
@@ -162,13 +163,14 @@ class Sessions:
 
 
 def anchors_of(table: LatencyTable) -> dict[str, Chain]:
-    """Return up to ANCHORS entries of the dearer half of a table, evenly over their prices."""
-    names = sorted(table.entries, key=lambda name: (table.entries[name].isolated_ms, name))
+    """Return up to ANCHORS measured entries of a table's dearer half, evenly over their prices."""
+    measured = [name for name in table.entries if table.entries[name].interpolated is None]
+    names = sorted(measured, key=lambda name: (table.entries[name].isolated_ms, name))
     dearer = names[len(names) // 2 :]
     if not dearer:
         return {}
     places = np.linspace(0, len(dearer) - 1, min(ANCHORS, len(dearer))).astype(int)
-    return {dearer[place]: (parse(dearer[place]),) for place in places}
+    return {dearer[place]: parse(dearer[place]).parts() for place in places}
 
 
 def drift_of(table: LatencyTable, anchors: Mapping[str, Series]) -> float:

@@ -14,18 +14,26 @@ import numpy.typing as npt
 from nas.block import Block, parse
 from nas.errors import ConfigError, CorruptFile, NasError
 from nas.files import digest_json, into, packaged_folder, read_json, to_plain, write_atomic
-from nas.latency.calibration import KNEE_MB, MAX_MS, Calibration, Costs, footprint_mb
+from nas.latency.calibration import (
+    KNEE_MB,
+    MAX_MS,
+    Calibration,
+    Costs,
+    calibration_name,
+    footprint_mb,
+)
 from nas.space import SearchSpace
 from nas.target import Target
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 2
+SCHEMA = 3
 UNIT = "ms"
 GRADES = ("A", "B", "C")
 TABLES = Path("runs/tables")
 
 Codes = npt.NDArray[np.int64]
+Fitted = SearchSpace | Calibration | str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +43,8 @@ class Entry:
     `ms` is what it adds to a network (see nas/latency/recipes.py), `cold_ms` what it adds where
     the processor's own caches hold nothing of it (None: not measured), `isolated_ms` what it takes
     as a network of its own; p10 and p90 are of samples of `ms`; `clean` of `taken` samples counted.
+    `interpolated` is None where it was measured; else `ms` lies between measured neighbours, and
+    this is the mean relative error of that on entries of its kind that were measured.
     """
 
     ms: float
@@ -46,6 +56,7 @@ class Entry:
     grade: str
     by: str
     cold_ms: float | None = None
+    interpolated: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("ms", "isolated_ms", "cold_ms"):
@@ -60,6 +71,8 @@ class Entry:
             raise ValueError(f"clean must be 0 to taken, but is {self.clean} of {self.taken}.")
         if self.grade not in GRADES:
             raise ValueError(f"grade must be one of {', '.join(GRADES)}, but is {self.grade!r}.")
+        if self.interpolated is not None and not 0 <= self.interpolated < math.inf:
+            raise ValueError(f"interpolated must be 0 or above, but is {self.interpolated}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +119,8 @@ class LatencyTable:
                 raise CorruptFile(f"{path}: entries: {error}") from error
         if plain["schema"] == 1:
             plain["calibrations"] = _without_knees(plain["calibrations"], path)
+        if plain["schema"] < 3:
+            plain["calibrations"] = _with_sizes(plain["calibrations"])
         return cls(
             target=Target.from_json(plain["target"], source=f"{path}: target"),
             entries=into(
@@ -159,37 +174,67 @@ class LatencyTable:
         return float(value) if isinstance(value, int | float) else None
 
     # ------------------------------------------------------------ prices
-    def missing(self, blocks: Iterable[Block]) -> list[str]:
+    def calibration(self, space: Fitted, blocks: Sequence[Block] = ()) -> Calibration | None:
+        """Return what was fitted for a space at its image size, None if nothing was.
+
+        Args:
+            space: A space, `NAME@SIDE`, or NAME where `blocks` tell the side. What is one already
+                is given back.
+            blocks: A network of the space, beginning with its stem.
+        """
+        if space is None or isinstance(space, Calibration):
+            return space
+        if isinstance(space, SearchSpace):
+            fit = self.calibrations.get(calibration_name(space.name, space.image_size))
+            older = self.calibrations.get(space.name)  # of a table that did not note the size
+            is_ours = older is not None and space.largest().id in older.fitted_on
+            return older if fit is None and is_ours else fit
+        sides = [block.resolution for block in blocks if block.kind == "stem"]
+        names = [*(calibration_name(space, side) for side in sides), space]
+        return next((self.calibrations[name] for name in names if name in self.calibrations), None)
+
+    def missing(self, blocks: Iterable[Block], space: Fitted = None) -> list[str]:
         """Return, sorted, the entries that these blocks need and the table lacks."""
-        names = {name for block in blocks for name in self._names(block)}
+        fit = self.calibration(space)
+        names = {name for block in blocks for name in self._names(block, fit)}
         return sorted(names - self.entries.keys())
 
-    def block_ms(self, block: Block, space: SearchSpace | str | None = None) -> float:
+    def entries_of(self, block: Block, space: Fitted = None) -> list[tuple[str, Entry]]:
+        """Return the entries that price one block, with their names: its parts' or its own.
+
+        Its own counts where the space's calibration is by whole blocks for its kind; without a
+        calibration, wherever there is one.
+
+        Raises:
+            ConfigError: an entry is missing; the message names it and the command to measure it.
+        """
+        try:
+            names = self._names(block, self.calibration(space))
+            return [(name, self.entries[name]) for name in names]
+        except KeyError as error:
+            raise self._incomplete([block], space) from error
+
+    def block_ms(self, block: Block, space: Fitted = None) -> float:
         """Return the price of one block: its own entry, or the sum of its parts'.
 
         With a space, entries are scaled as its calibration says. What the calibration adds to a
         whole network (a constant, a price for weights) is no block's.
 
         Raises:
-            ConfigError: an entry is missing; the message names it and the command to measure it.
+            ConfigError: as `entries_of`.
         """
         return sum(self.entry_ms(block, space).values())
 
-    def entry_ms(self, block: Block, space: SearchSpace | str | None = None) -> dict[str, float]:
+    def entry_ms(self, block: Block, space: Fitted = None) -> dict[str, float]:
         """Return a block's price by entry; see `block_ms`."""
-        fit = self._calibration(space)
+        fit = self.calibration(space)
         found: dict[str, float] = {}
-        try:
-            for name in self._names(block):
-                scale = 1.0 if fit is None else fit.scale(name)
-                found[name] = found.get(name, 0.0) + scale * self.entries[name].ms
-        except KeyError as error:
-            raise self._incomplete([block]) from error
+        for name, entry in self.entries_of(block, fit):
+            scale = 1.0 if fit is None else fit.scale(name)
+            found[name] = found.get(name, 0.0) + scale * entry.ms
         return found
 
-    def estimate(
-        self, blocks: Sequence[Block | str], space: SearchSpace | str | None = None
-    ) -> float:
+    def estimate(self, blocks: Sequence[Block | str], space: Fitted = None) -> float:
         """Return the latency in ms of a network, or of any blocks.
 
         Args:
@@ -200,27 +245,33 @@ class LatencyTable:
             ConfigError: an entry is missing; a price is never guessed.
         """
         parsed = [parse(block) if isinstance(block, str) else block for block in blocks]
-        if self.missing(parsed):
-            raise self._incomplete(parsed)
-        total_ms = sum(self.block_ms(block, space) for block in parsed)
-        fit = self._calibration(space)
+        fit = self.calibration(space, parsed)
+        if self.missing(parsed, fit):
+            raise self._incomplete(parsed, fit)
+        total_ms = sum(self.block_ms(block, fit) for block in parsed)
         if fit is None:
             return total_ms
         extra_ms = sum(self._extra_ms(block, fit) for block in parsed)
         footprint = sum(map(footprint_mb, parsed))
         return float(fit.total(np.array(total_ms), np.array(extra_ms), np.array(footprint)))
 
-    def cold_ms(self, block: Block) -> float | None:
+    def cold_ms(self, block: Block, space: Fitted = None) -> float | None:
         """Return what cold caches add to a block's price; None if it was not measured."""
-        entries = [self.entries[name] for name in self._names(block)]
+        entries = [self.entries[name] for name in self._names(block, self.calibration(space))]
         if any(entry.cold_ms is None for entry in entries):
             return None
         return sum(entry.cold_ms - entry.ms for entry in entries if entry.cold_ms is not None)
 
     def isolated(self, blocks: Sequence[Block]) -> float:
         """Return the sum in ms of the blocks' parts each timed alone: the naive estimate."""
-        names = (name for block in blocks for name in self._names(block))
-        return sum(self.entries[name].isolated_ms for name in names)
+        total_ms = 0.0
+        for block in blocks:
+            parts = tuple(map(str, block.parts()))
+            is_whole = not all(part in self.entries for part in parts)
+            total_ms += sum(
+                self.entries[name].isolated_ms for name in ((str(block),) if is_whole else parts)
+            )
+        return total_ms
 
     def pricer(self, space: SearchSpace) -> Callable[[Codes], Costs]:
         """Return a function from codes (n, genes) of a space to latencies (n,) in ms.
@@ -228,11 +279,10 @@ class LatencyTable:
         Raises:
             ConfigError: an entry that the space needs is missing.
         """
-        blocks = space.every_block()
-        if self.missing(blocks):
-            raise self._incomplete(blocks, space)
-        additive = space.pricer(lambda block: self.block_ms(block, space))
-        fit = self._calibration(space)
+        blocks, fit = space.every_block(), self.calibration(space)
+        if self.missing(blocks, fit):
+            raise self._incomplete(blocks, fit, command_for=space.name)
+        additive = space.pricer(lambda block: self.block_ms(block, fit))
         if fit is None:
             return additive
         if not fit.counts_memory:
@@ -242,7 +292,7 @@ class LatencyTable:
         return lambda codes: fit.total(additive(codes), extra(codes), footprint(codes))
 
     def _extra_ms(self, block: Block, fit: Calibration) -> float:
-        cold_ms = self.cold_ms(block) if fit.counts_cold else 0.0
+        cold_ms = self.cold_ms(block, fit) if fit.counts_cold else 0.0
         if cold_ms is None:
             raise ConfigError(
                 f"the latency table {self.path or self.target.id} does not say what {block} costs "
@@ -251,21 +301,22 @@ class LatencyTable:
             )
         return float(fit.extra_ms(np.array(cold_ms), np.array(block.bytes / 1e6)))
 
-    def _names(self, block: Block) -> tuple[str, ...]:
-        whole = str(block)
-        return (whole,) if whole in self.entries else tuple(map(str, block.parts()))
+    def _names(self, block: Block, fit: Calibration | None) -> tuple[str, ...]:
+        whole, parts = str(block), tuple(map(str, block.parts()))
+        if fit is not None and block.kind in fit.by_block:
+            return (whole,)
+        has_parts = fit is not None and all(part in self.entries for part in parts)
+        return (whole,) if whole in self.entries and not has_parts else parts
 
-    def _calibration(self, space: SearchSpace | str | None) -> Calibration | None:
-        name = space.name if isinstance(space, SearchSpace) else space
-        return self.calibrations.get(name) if name is not None else None
-
-    def _incomplete(self, blocks: Iterable[Block], space: SearchSpace | None = None) -> ConfigError:
-        missing = self.missing(blocks)
+    def _incomplete(
+        self, blocks: Iterable[Block], space: Fitted, *, command_for: str = "SPACE"
+    ) -> ConfigError:
+        missing = self.missing(blocks, space)
         target = self.target
         words = f"{target.runtime},{target.precision},b{target.batch},t{target.threads}"
         words = words if target.is_here() else target.id
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
-        command = f"nas profile --space {space.name if space else 'SPACE'} --target {words}"
+        command = f"nas profile --space {command_for} --target {words}"
         if self.path:
             command += f" --table {self.path}"
         return ConfigError(
@@ -290,6 +341,16 @@ def _without_knees(calibrations: dict[str, Any], path: Path | str) -> dict[str, 
             name,
         )
     return kept
+
+
+def _with_sizes(calibrations: dict[str, Any]) -> dict[str, Any]:
+    """Return calibrations of before schema 3 by space and image size, that of a shipped space.
+
+    A space of the user's own keeps its name alone, and is known by the largest network.
+    """
+    shipped = {name: SearchSpace.load(name) for name in SearchSpace.names() if name in calibrations}
+    sized = {name: calibration_name(name, space.image_size) for name, space in shipped.items()}
+    return {sized.get(name, name): value for name, value in calibrations.items()}
 
 
 def _line(value: Any) -> str:

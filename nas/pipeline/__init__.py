@@ -1,5 +1,6 @@
 """The stages of the whole job and the folder they share; `whole.py` says them in order."""
 
+from nas.pipeline.by_files import plan_winner, search_by_files, verify_by_files
 from nas.pipeline.candidates import search
 from nas.pipeline.config import RunConfig, preset
 from nas.pipeline.config import load as load_config
@@ -7,6 +8,7 @@ from nas.pipeline.device_study import study_device
 from nas.pipeline.doctor import doctor
 from nas.pipeline.prepare import plan_profile, profile, train
 from nas.pipeline.prices import check_table, price
+from nas.pipeline.remote import verify_on
 from nas.pipeline.report import report
 from nas.pipeline.run import Run, config_of
 from nas.pipeline.whole import run_all
@@ -22,13 +24,17 @@ __all__ = [
     "export",
     "load_config",
     "plan_profile",
+    "plan_winner",
     "preset",
     "price",
     "profile",
     "report",
     "run_all",
     "search",
+    "search_by_files",
     "study_device",
     "train",
+    "verify_by_files",
     "verify_folder",
+    "verify_on",
 ]

@@ -182,9 +182,10 @@ def measure_best(
     """
     config = run.config
     waiting = by_loss(study.trials)[: config.candidates]
+    at_once = MEASURED_AT_ONCE if materials.timed is None else max(len(waiting), 1)
     met = 0
     while waiting and met < config.winners:
-        batch, waiting = waiting[:MEASURED_AT_ONCE], waiting[MEASURED_AT_ONCE:]
+        batch, waiting = waiting[:at_once], waiting[at_once:]
         timings = _measure(materials, batch, progress)
         for trial in batch:
             timing = timings[str(trial.number)]
@@ -213,6 +214,8 @@ def _measure(materials: Materials, batch: Sequence[Trial], progress: Progress) -
         str(trial.number): materials.space.blocks(Architecture.from_json(trial.architecture))
         for trial in batch
     }
+    if materials.timed is not None:
+        return materials.timed(networks)
     return time_networks(
         networks,
         materials.table,

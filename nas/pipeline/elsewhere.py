@@ -1,32 +1,23 @@
-"""Profiling a device that is not this machine: by files and times, or through an agent on it."""
+"""Profiling a device that runs no Python: files out, times in."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nas.errors import ConfigError
-from nas.files import lock
-from nas.latency.agent import Agent
-from nas.latency.agent_http import AgentServer
+from nas.latency.calibration import Calibration, calibration_name
 from nas.latency.check import Check
-from nas.latency.file_store import FileStore
 from nas.latency.plan_folder import KINDS, PlanManifest, read_plan, write_plan
-from nas.latency.protocol import make_token, read_token
-from nas.latency.remote import RemoteAgent
 from nas.latency.results import Results, add_results
 from nas.latency.table import TABLES
 from nas.pipeline import budget as budgets
 from nas.pipeline.config import RunConfig
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
-from nas.pipeline.prepare import PREDICTION_KEYS, errors_text, plan_profile, profile, profiled
+from nas.pipeline.prepare import PREDICTION_KEYS, errors_text, profiled
 from nas.pipeline.run import Progress, Run, config_path
 from nas.space import SearchSpace
 from nas.target import Target
 
 
-# ---------------------------------------------------------------- files and times
 def write_files(
     config: RunConfig, folder: Path, *, check_networks: int, progress: Progress
 ) -> Outcome:
@@ -76,7 +67,7 @@ def read_times(run_folder: Path, config: RunConfig, folder: Path, results: Path)
         _tell_run(run_folder, config, manifest, found)
     grades = [entry.grade for entry in found.table.entries.values()]
     predictions = _predictions(found.check)
-    fit = found.table.calibrations.get(manifest.space)
+    fit = _fit(manifest, found)
     lines = rows(
         {
             "table": found.table.path,
@@ -104,69 +95,21 @@ def _predictions(check: Check | None) -> list[dict[str, Any]]:
     return [{key: getattr(row, key) for key in PREDICTION_KEYS} for row in rows_]
 
 
+def _fit(manifest: PlanManifest, found: Results) -> Calibration | None:
+    return found.table.calibration(calibration_name(manifest.space, manifest.image_size))
+
+
 def _tell_run(run_folder: Path, config: RunConfig, manifest: PlanManifest, found: Results) -> None:
     """Note the profile in a run of the plan's space, in place of an earlier one of the target."""
-    fit = found.table.calibrations.get(manifest.space)
+    fit = _fit(manifest, found)
     if SearchSpace.load(config.space).name != manifest.space or found.check is None or fit is None:
         return
     with Run.open(run_folder, config, resume=True) as run:
-        run.stages.pop(run.profile_key, None)
         space, check = Materials(run).space, found.check
+        largest_ms = fit.fitted_on.get(space.largest().id)
+        if largest_ms is None:  # the plan is of another image size
+            return
+        run.stages.pop(run.profile_key, None)
         fastest = budgets.cheapest(space, found.table.pricer(space))
-        largest_ms = fit.fitted_on[space.largest().id]
-        run.stage(
-            run.profile_key, lambda progress: profiled(found.table, fastest, largest_ms, check)
-        )
-
-
-# ---------------------------------------------------------------- an agent
-def on_device(
-    url: str, token_file: Path | None, config: RunConfig
-) -> tuple[RunConfig, Callable[[Run, bool], Outcome]]:
-    """Return the settings with the device's own target, and what profiles it for a run.
-
-    Raises:
-        DeviceError: no agent answers, or one of another version.
-        ConfigError: the token file or the address breaks a rule.
-    """
-    if token_file is None:
-        raise ConfigError("--device needs --token-file FILE: the token that its agent was given.")
-    agent = RemoteAgent(url, read_token(token_file))
-    target = agent.target(config.target)
-
-    def work(run: Run, dry_run: bool) -> Outcome:
-        materials = Materials(run)
-        materials.target = target
-        materials.benches = agent.bench
-        return plan_profile(run) if dry_run else profile(run, materials)
-
-    return replace(config, target=target.id), work
-
-
-def serve(
-    work: Path,
-    token_file: Path,
-    address: tuple[str, int],
-    max_bytes: tuple[int, int],
-    *,
-    ready: Callable[[str], None],
-) -> None:
-    """Be an agent until stopped.
-
-    Args:
-        work: Folder for the files that come; held by one agent at a time.
-        token_file: The token; made if it is not there.
-        address: Host and port.
-        max_bytes: Of one file, and of all files together.
-        ready: Told where it listens.
-
-    Raises:
-        ConfigError: the address is taken, or the token file breaks a rule.
-        TryAgain: another agent holds the folder.
-    """
-    token = make_token(token_file)
-    with lock(work / ".lock"):
-        store = FileStore(work / "files", max_file_bytes=max_bytes[0], max_store_bytes=max_bytes[1])
-        with AgentServer(Agent(store), token, host=address[0], port=address[1]) as server:
-            ready(f"http://{address[0]}:{server.port}, token in {token_file}")
-            server.serve_forever()
+        result = profiled(found.table, fastest, largest_ms, check)
+        run.stage(run.profile_key, lambda progress: result)

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,10 @@ from nas import data as nas_data
 from nas.block import Block
 from nas.data import Data
 from nas.files import write_atomic
-from nas.latency import LatencyTable, find_table
+from nas.latency import LatencyTable, Timing, find_table
 from nas.latency.sessions import Benches, child_bench
 from nas.latency.table import TABLES
+from nas.manifest import TargetResult
 from nas.network.onnx import parts_to_onnx
 from nas.pipeline.run import Run
 from nas.seeds import stage_seed
@@ -26,6 +27,9 @@ from nas.supernet import load as load_supernet
 from nas.target import Target
 from nas.winner.objective import Teacher
 from nas.winner.teacher import make_teacher
+
+Timed = Callable[[Mapping[str, Sequence[Block]]], dict[str, Timing]]  # networks by name
+Stopwatch = Callable[[Path], TargetResult]  # an exported folder's latency
 
 
 class Parts:
@@ -52,6 +56,8 @@ class Materials:
         self.run = run
         self.parts = Parts()
         self.benches: Benches = child_bench  # where networks of the target run
+        self.timed: Timed | None = None  # where candidates are timed by hand
+        self.stopwatch: Stopwatch | None = None  # where this machine cannot time a winner
         if run.config.threads is not None:
             torch.set_num_threads(run.config.threads)
 

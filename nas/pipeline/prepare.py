@@ -6,6 +6,7 @@ from typing import Any
 from nas import checkpoint
 from nas.latency import Check, LatencyTable, check, plan, time_networks
 from nas.latency import profile as profile_table
+from nas.latency.calibration import calibration_name
 from nas.network.stock import pretrained
 from nas.pipeline import budget as budgets
 from nas.pipeline.materials import Materials, best_device
@@ -21,22 +22,24 @@ PREDICTION_KEYS = ("id", "measured_ms", "table_ms", "isolated_ms", "macs_ms")
 
 
 # ---------------------------------------------------------------- profile
-def plan_profile(run: Run) -> Outcome:
+def plan_profile(run: Run, materials: Materials | None = None) -> Outcome:
     """Say what profiling would measure and for how long, without measuring."""
-    materials = Materials(run)
+    materials = materials or Materials(run)
     path = materials.table_path
     found = plan(materials.space, materials.target, path, run.config.profile)
     values = {
         "table": str(path),
         "needed": len(found.needed),
         "missing": [recipe.entry for recipe in found.missing],
+        "interpolated": list(found.between),
         "networks": found.networks,
         "seconds": round(found.seconds, 1),
     }
     lines = rows(
         {
             "table": str(path),
-            "entries": f"{len(found.needed)} needed, {len(found.missing)} missing",
+            "entries": f"{len(found.needed)} needed, {len(found.missing)} missing"
+            + (f", {len(found.between)} to interpolate" if found.between else ""),
             "whole networks": str(found.networks),
             "time": f"about {found.seconds:.0f} s on a quiet machine",
         }
@@ -56,7 +59,7 @@ def profile(run: Run, materials: Materials | None = None) -> Outcome:
     lines = rows(
         {
             "table": result["table"],
-            "entries": f"{result['entries']} on {materials.target.id}",
+            "entries": f"{result['entries']} on {materials.target.id}" + _how_priced(result),
             "largest network": f"{result['largest_ms']:.4g} ms measured",
             "fastest network": f"{result['fastest_ms']:.4g} ms predicted",
             "budget": f"{budget.latency_ms:.4g} ms ({run.config.latency_budget})",
@@ -64,6 +67,16 @@ def profile(run: Run, materials: Materials | None = None) -> Outcome:
         }
     )
     return Outcome(values={**result, "budget_ms": budget.latency_ms}, lines=lines)
+
+
+def _how_priced(result: dict[str, Any]) -> str:
+    """Return what a user should know of how the prices came about, if it is not the usual way."""
+    text = ""
+    if result.get("interpolated"):
+        text += f", {result['interpolated']} of them interpolated"
+    if result.get("by_block"):
+        text += f"; {', '.join(result['by_block'])} by whole blocks"
+    return text
 
 
 def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, Any]:
@@ -80,7 +93,7 @@ def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, An
     )
     fastest, fastest_ms = budgets.cheapest(space, table.pricer(space))
     largest = space.largest()
-    fit = table.calibrations.get(space.name)
+    fit = table.calibration(space)
     known = fit.fitted_on if fit is not None else {}
     if largest.id not in known:
         alone = {largest.id: space.blocks(largest)}
@@ -109,11 +122,14 @@ def profiled(
     table: LatencyTable, fastest: tuple[Architecture, float], largest_ms: float, checked: Check
 ) -> dict[str, Any]:
     """Return what later stages read of a profile: its table, the space's ends, its errors."""
+    fit = table.calibration(calibration_name(fastest[0].space, fastest[0].image_size))
     return {
         "table": table.path,
         "digest": table.digest,
         "target": table.target.id,
         "entries": len(table.entries),
+        "interpolated": sum(entry.interpolated is not None for entry in table.entries.values()),
+        "by_block": list(fit.by_block) if fit is not None else [],
         "fastest": fastest[0].id,
         "fastest_ms": fastest[1],
         "largest_ms": largest_ms,

@@ -18,7 +18,9 @@ from nas.latency import (
     measure_networks,
     time_networks,
 )
+from nas.latency.calibration import Calibration
 from nas.latency.check import METHODS, Check
+from nas.latency.interpolate import interpolated_in
 from nas.manifest import Winner
 from nas.network import stock, timm_models
 from nas.network.onnx import to_onnx
@@ -70,14 +72,18 @@ def price(
     loaded = LatencyTable.load(path) if path is not None else None
     values: dict[str, Any] = {"network": what, "target": wanted.id, "table": str(path or "")}
     lines = {"network": what, "target": wanted.id}
-    lacking = loaded.missing(blocks) if loaded is not None and blocks else []
+    fit = loaded.calibration(_sized(space, blocks), blocks) if loaded is not None else None
+    lacking = loaded.missing(blocks, fit) if loaded is not None and blocks else []
     if blocks:
         values |= {key: sum(getattr(block, key) for block in blocks) for key in ("params", "macs")}
         lines["size"] = f"{values['params']:,} parameters, {values['macs'] / 1e6:.4g} MMACs"
     if loaded is not None and blocks and not lacking:
-        predicted_ms = loaded.estimate(blocks, space)
-        values |= {"predicted_ms": predicted_ms, "space": space}
-        lines["predicted"] = f"{predicted_ms:.4g} ms ({_trust(loaded, space)})"
+        predicted_ms = loaded.estimate(blocks, fit)
+        guessed = interpolated_in(loaded, blocks, fit)
+        values |= {"predicted_ms": predicted_ms, "space": space, "interpolated": asdict(guessed)}
+        lines["predicted"] = f"{predicted_ms:.4g} ms ({_trust(loaded, fit)})"
+        if guessed.share:
+            lines["interpolated"] = _guessed_text(guessed.share, guessed.error)
     else:
         measure = True
         lines["predicted"] = _why_not(path, blocks, lacking)
@@ -89,11 +95,52 @@ def price(
         )
     text = rows(lines)
     if by_block and loaded is not None and not lacking:
-        costs = [(str(block), loaded.block_ms(block, space)) for block in blocks]
-        values["blocks"] = [{"block": name, "ms": ms} for name, ms in costs]
-        total = sum(ms for _, ms in costs)
-        text += ("", *(f"{ms:10.4g} ms  {ms / total:6.1%}  {name}" for name, ms in costs))
+        values["blocks"] = _by_block(loaded, blocks, fit)
+        text += ("", *_block_lines(values["blocks"]))
     return Outcome(values=values, lines=text)
+
+
+def _by_block(
+    table: LatencyTable, blocks: Sequence[Block], fit: Calibration | None
+) -> list[dict[str, Any]]:
+    """Return a row a block: its price, what of it is interpolated, whether it is of the whole."""
+    return [
+        {
+            "block": str(block),
+            "ms": table.block_ms(block, fit),
+            "interpolated": interpolated_in(table, [block], fit).share,
+            "is_whole": len(block.parts()) > 1 and len(table.entries_of(block, fit)) == 1,
+        }
+        for block in blocks
+    ]
+
+
+def _block_lines(costs: Sequence[dict[str, Any]]) -> list[str]:
+    total_ms = sum(row["ms"] for row in costs)
+    lines = []
+    for row in costs:
+        notes = ["whole block"] if row["is_whole"] else []
+        notes += [f"{row['interpolated']:.0%} interpolated"] if row["interpolated"] else []
+        note = f"  ({', '.join(notes)})" if notes else ""
+        lines.append(f"{row['ms']:10.4g} ms  {row['ms'] / total_ms:6.1%}  {row['block']}{note}")
+    return lines
+
+
+def _guessed_text(share: float, error: float) -> str:
+    return (
+        f"{share:.0%} of the price, between measured sizes "
+        f"({error:.1%} off on measured ones left out)"
+    )
+
+
+def _sized(space: str | None, blocks: Sequence[Block]) -> SearchSpace | str | None:
+    """Return a space at the blocks' image size; its name alone where there is no such file."""
+    if space is None or not blocks:
+        return space
+    try:
+        return SearchSpace.load(space).replace(image_size=blocks[0].resolution)
+    except ConfigError:
+        return space  # a winner knows the name of its space, not the file
 
 
 def _network(what: str, space: str | None) -> tuple[tuple[Block, ...], str | None]:
@@ -120,12 +167,12 @@ def _network(what: str, space: str | None) -> tuple[tuple[Block, ...], str | Non
     return (), space
 
 
-def _trust(table: LatencyTable, space: str | None) -> str:
-    fit = table.calibrations.get(space or "")
+def _trust(table: LatencyTable, fit: Calibration | None) -> str:
     if fit is None:
         known = ", ".join(table.calibrations) or "none"
         return f"sum of entries, not calibrated; calibrated spaces: {known}"
-    return f"{fit.held_out['mean']:.1%} off on average, {fit.held_out['worst']:.0%} at worst"
+    text = f"{fit.held_out['mean']:.1%} off on average, {fit.held_out['worst']:.0%} at worst"
+    return text + (f"; {', '.join(fit.by_block)} by whole blocks" if fit.by_block else "")
 
 
 def _why_not(path: Path | None, blocks: Sequence[Block], lacking: Sequence[str]) -> str:
@@ -133,6 +180,8 @@ def _why_not(path: Path | None, blocks: Sequence[Block], lacking: Sequence[str])
         return "- (not made of blocks that a table knows)"
     if path is None:
         return "- (no latency table of this target; make one with `nas profile`)"
+    if len(lacking) == 1:
+        return f"- ({path} lacks an entry: {lacking[0]})"
     return f"- ({path} lacks {len(lacking)} entries, {lacking[0]} first)"
 
 
@@ -217,7 +266,7 @@ def as_profiled(space: SearchSpace, table: LatencyTable) -> SearchSpace:
     heads = [name for name in table.entries if name.startswith("head_")]
     counts = sorted({int(word[1:]) for name in heads for word in name.split("_") if word[0] == "o"})
     candidates = [space, *(space.replace(num_classes=count) for count in counts)]
-    complete = (item for item in candidates if not table.missing(item.every_block()))
+    complete = (item for item in candidates if not table.missing(item.every_block(), item))
     return next(complete, space)
 
 
@@ -235,6 +284,8 @@ def _check_lines(found: Check) -> list[str]:
         shares = f"{e.within_5:>8.0%}{e.within_10:>8.0%}{e.spearman:>10.4f}"
         name = METHOD_NAMES[method]
         lines.append(f"{name:24}{e.mean:>8.1%}{e.median:>8.1%}{e.worst:>8.1%}{shares}")
+    if found.interpolated:
+        lines.append(f"{found.interpolated:.0%} of the table's prices are interpolated")
     if found.repeat is not None:
         lines.append(f"{'measuring again':24}{found.repeat:>8.1%}")
     lines += ["", "where a kind of block leads, the table is off by"]

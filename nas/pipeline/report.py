@@ -8,14 +8,18 @@ from nas import environment
 from nas.manifest import Winner
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome
-from nas.pipeline.run import Run
+from nas.pipeline.run import Run, config_path
 from nas.report import Candidate, Command, LossPoint, Prediction, ReportInput, write_report
 from nas.study import Study
 from nas.supernet import load as load_supernet
+from nas.target import Target
 
 
 def report(run: Run, materials: Materials | None = None) -> Outcome:
-    """Write RUN/report/index.html from what the stages left; made anew every time."""
+    """Write the page of a run's study from what the stages left; made anew every time.
+
+    It is RUN/report/index.html, and RUN/report/STUDY/index.html for a study with a name of its own.
+    """
     materials = materials or Materials(run)
     name = run.study
     searched = run.result(f"search/{name}", make_with="search")
@@ -34,7 +38,7 @@ def report(run: Run, materials: Materials | None = None) -> Outcome:
         data=run.config.data,
         seed=run.config.seed,
         target=materials.target.id,
-        device=environment.cpu_name(),
+        device=_device(materials.target),
         budget_ms=searched["budget_ms"],
         candidates=tuple(
             Candidate(
@@ -56,8 +60,12 @@ def report(run: Run, materials: Materials | None = None) -> Outcome:
         commands=_commands(run, kept),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    page = write_report(run.folder / "report", content)
+    page = write_report(run.folder / "report" / run.config.study, content)
     return Outcome(values={"page": str(page)}, lines=(f"report: {page}",))
+
+
+def _device(target: Target) -> str:
+    return environment.cpu_name() if target.is_here() else target.device.cpu
 
 
 def _losses(run: Run) -> tuple[LossPoint, ...]:
@@ -73,9 +81,8 @@ def _losses(run: Run) -> tuple[LossPoint, ...]:
 
 def _commands(run: Run, kept: list[Winner]) -> tuple[Command, ...]:
     folder = shlex.quote(str(run.folder))
-    commands = [
-        Command(text=f"nas run {folder}/config.yaml --run runs/again", purpose="do it all again")
-    ]
+    config = shlex.quote(str(config_path(run.folder, run.config.study)))
+    commands = [Command(text=f"nas run {config} --run runs/again", purpose="do it all again")]
     for winner in kept[:1]:
         text = f"nas verify {folder}/winners/{winner.id}"
         commands.append(Command(text=text, purpose="check the winner on this machine"))

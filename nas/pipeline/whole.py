@@ -13,7 +13,7 @@ from nas.pipeline.run import Run
 from nas.pipeline.winners import Candidate, chosen
 
 
-def run_all(run: Run) -> Outcome:
+def run_all(run: Run, materials: Materials | None = None) -> Outcome:
     """Profile, train, search, then distill, export and verify until enough winners hold.
 
     Profiling comes first: a budget that nothing can meet is known before anything is trained.
@@ -23,7 +23,7 @@ def run_all(run: Run) -> Outcome:
         InfeasibleBudget: no architecture of the space meets the budget.
         BrokenPromise: no candidate kept its promise when it was verified.
     """
-    materials = Materials(run)
+    materials = materials or Materials(run)
     profile(run, materials)
     train(run, materials)
     search(run, materials)

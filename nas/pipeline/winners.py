@@ -25,6 +25,9 @@ from nas.winner.distill import train as train_alone
 from nas.winner.export import export as export_folder
 from nas.winner.promise import VerifyResult
 from nas.winner.verify import verify as verify_winner
+from nas.winner.verify import verify_elsewhere
+
+DEFAULT_TARGET = "onnxruntime,fp32,b1,t1"
 
 
 class Candidate:
@@ -143,14 +146,7 @@ class Candidate:
 
         def work(progress: Progress) -> dict[str, Any]:
             materials = self.materials
-            result = verify_winner(
-                self.folder,
-                target=materials.target,
-                data_name=materials.data.name,
-                config=self.run.config.profile,
-                reference_ms=materials.table.reference_ms,
-                progress=progress,
-            )
+            result = self._checked(progress)
             measured = result.winner.on(materials.target.id)
             if measured is not None and measured.measured_ms is not None:
                 self._study().record_measurement(
@@ -167,6 +163,26 @@ class Candidate:
             }
 
         return self.run.stage(self.key("verify"), work)
+
+    def _checked(self, progress: Progress) -> VerifyResult:
+        materials = self.materials
+        target, data_name = materials.target, materials.data.name
+        if materials.stopwatch is not None:
+            return verify_elsewhere(
+                self.folder,
+                materials.stopwatch,
+                target=target,
+                data_name=data_name,
+                progress=progress,
+            )
+        return verify_winner(
+            self.folder,
+            target=target,
+            data_name=data_name,
+            config=self.run.config.profile,
+            reference_ms=materials.table.reference_ms,
+            progress=progress,
+        )
 
     def _study(self) -> Study:
         searched = self.run.result(f"search/{self.study}", make_with="search")
@@ -213,16 +229,22 @@ def verify_folder(
 ) -> Outcome:
     """Check one exported folder in a fresh process against what its winner.json promises."""
     winner = Winner.load(folder)
-    known = [row.target for row in winner.targets]
-    wanted = Target.parse(target or "onnxruntime,fp32,b1,t1")
+    wanted = Target.parse(target or DEFAULT_TARGET)
     path = find_table(wanted)
-    result: VerifyResult = verify_winner(
+    result = verify_winner(
         folder,
         target=wanted,
         data_name=data or winner.data,
         reference_ms=LatencyTable.load(path).reference_ms if path is not None else None,
         progress=progress,
     )
+    return verdict(winner, result)
+
+
+def verdict(winner: Winner, result: VerifyResult) -> Outcome:
+    """Return what to say of a checked winner, given as it was before; broken promises are its
+    `problem`."""
+    known = [row.target for row in winner.targets]
     kept = {True: "kept", False: "BROKEN", None: "-"}
     lines = [
         f"winner {winner.id} (promised for {', '.join(known)})",

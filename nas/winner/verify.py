@@ -23,7 +23,8 @@ from nas import errors, network
 from nas.data import Split, eval_batches, load_test
 from nas.errors import ConfigError, CorruptFile, DeviceError, NasError
 from nas.files import into, to_plain, write_atomic
-from nas.latency import ProfileConfig, measure_networks
+from nas.latency import ProfileConfig, Timing, measure_networks
+from nas.latency.bench import Bench
 from nas.manifest import TargetResult, Winner
 from nas.target import PARTS, Target
 from nas.winner import card
@@ -83,21 +84,68 @@ def verify(
     """
     folder = Path(folder)
     winner = Winner.load(folder)
+    timing = {
+        "target": target.to_json(),
+        "config": to_plain(config or ProfileConfig()),
+        "reference_ms": reference_ms,
+    }
+    seen = _seen(folder, winner, data_name, timing, progress, timeout_s)
+    return _judged(folder, winner, seen, target, tolerance)
+
+
+def verify_elsewhere(
+    folder: Path | str,
+    latency: Callable[[Path], TargetResult],
+    *,
+    target: Target,
+    data_name: str | None = None,
+    tolerance: float | None = None,
+    progress: Progress = silent,
+    timeout_s: float = 600.0,
+) -> VerifyResult:
+    """Check a winner's folder as `verify` does, its latency on a device that is elsewhere.
+
+    Args:
+        folder: What `export` wrote.
+        latency: Returns what that device takes for the folder; asked when all else is looked at.
+        target: What the device is.
+        data_name: As in `verify`, like all that follow and the errors.
+        tolerance: See `judge`.
+        progress: Told (done, total, text).
+        timeout_s: How long the process may say nothing.
+    """
+    folder = Path(folder)
+    winner = Winner.load(folder)
+    seen = _seen(folder, winner, data_name, {}, progress, timeout_s)
+    if not seen.changed_files:
+        seen = replace(seen, latency=latency(folder))
+    return _judged(folder, winner, seen, target, tolerance)
+
+
+def _seen(
+    folder: Path,
+    winner: Winner,
+    data_name: str | None,
+    timing: dict[str, Any],
+    progress: Progress,
+    timeout_s: float,
+) -> Seen:
+    """Return what a fresh process sees of the folder; nothing if files have changed."""
     name = data_name or winner.data
     if not name:
         raise ConfigError(f"{folder}/winner.json names no data set; say which one to score.")
     changed = winner.changed_files(folder) if winner.files else (ONNX,)
     if changed:
-        return judge(winner, Seen(changed_files=changed), target.id)
-    request = {
-        "folder": os.path.abspath(folder),
-        "target": target.to_json(),
-        "data": name,
-        "config": to_plain(config or ProfileConfig()),
-        "reference_ms": reference_ms,
-    }
+        return Seen(changed_files=changed)
+    request = {"folder": os.path.abspath(folder), "data": name, **timing}
     plain = _ask_child(request, progress, timeout_s)
-    seen = into(Seen, plain, source="the verifying process", error=DeviceError)
+    return into(Seen, plain, source="the verifying process", error=DeviceError)
+
+
+def _judged(
+    folder: Path, winner: Winner, seen: Seen, target: Target, tolerance: float | None
+) -> VerifyResult:
+    """Return what follows, put into winner.json and the model card."""
     result = judge(winner, seen, target.id, tolerance=tolerance)
     if result.winner != winner:
         result.winner.save(folder)
@@ -216,10 +264,12 @@ def measure(
     progress: Progress = silent,
     *,
     reference_ms: float | None = None,
+    bench: Bench | None = None,
 ) -> TargetResult:
     """Return the latency of what the target's runtime takes: the folder, or its ONNX file.
 
-    An ONNX file for another batch than 1 is made anew.
+    An ONNX file for another batch than 1 is made anew. It runs on `bench`, by default in a child
+    process of this one.
     """
     with tempfile.TemporaryDirectory(prefix="nas-verify-") as scratch:
         takes_folder = target.takes == PARTS
@@ -227,8 +277,13 @@ def measure(
         if target.batch != 1 and not takes_folder:
             file = network.to_onnx(_load(folder), Path(scratch) / ONNX, batch=target.batch)
         timing = measure_networks(
-            {NAME: file}, target, config, progress=progress, reference_ms=reference_ms
+            {NAME: file}, target, config, progress=progress, reference_ms=reference_ms, bench=bench
         )[NAME]
+    return result_of(timing, target)
+
+
+def result_of(timing: Timing, target: Target) -> TargetResult:
+    """Return a timing as winner.json has it."""
     return TargetResult(
         target=target.id,
         measured_ms=timing.median_ms,
@@ -284,12 +339,14 @@ def main() -> None:
         sys.stderr.write(json.dumps({"progress": [done, total, text]}) + "\n")
 
     try:
-        folder, target = Path(request["folder"]), Target.from_json(request["target"])
-        config = into(ProfileConfig, request["config"], source="config")
+        folder = Path(request["folder"])
         seen = examine(folder, request["data"], progress)
-        known_ms = request["reference_ms"]
-        timed = measure(folder, target, config, progress, reference_ms=known_ms)
-        seen = replace(seen, latency=timed)
+        if "target" in request:
+            target = Target.from_json(request["target"])
+            config = into(ProfileConfig, request["config"], source="config")
+            known_ms = request["reference_ms"]
+            timed = measure(folder, target, config, progress, reference_ms=known_ms)
+            seen = replace(seen, latency=timed)
         answer = {"seen": to_plain(seen)}
     except NasError as error:
         answer = {"error": type(error).__name__, "text": str(error)}

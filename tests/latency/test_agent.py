@@ -544,6 +544,32 @@ def test_times_that_no_run_takes_are_an_error_and_not_kept(
         bench.load("dw_r4_c8", tmp_path / "a.onnx")
 
 
+@pytest.mark.parametrize("wrong", [-1.0, 1e12, float("nan")])
+def test_an_agent_that_lies_in_the_middle_of_a_profile_leaves_what_was_true(
+    serve: Served, target: Target, tmp_path: Path, make_bench: Any, export: Any, wrong: float
+) -> None:
+    class Later(make_bench):  # type: ignore[misc]
+        batches = 0
+
+        def unload(self) -> None:
+            self.batches += 1
+            super().unload()
+
+        def run(self, visits: Any) -> Any:
+            found = super().run(visits)
+            if self.batches == 2:
+                found[-1][0, 0] = wrong
+            return found
+
+    path = tmp_path / "t.json"
+    with serve(Later(jitter=0.0)) as server, pytest.raises(DeviceError, match="which no run takes"):
+        agent = client(server, patience_s=1.0)
+        profile(BLOCKS, target, path, CONFIG, benches=agent.bench, export=export)
+    kept = LatencyTable.load(path)
+    assert 0 < len(kept.entries) < len({part for block in BLOCKS for part in block.parts()})
+    assert all(0 < entry.ms < 10 for entry in kept.entries.values())
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"<html>", b"[]", b"{}", b'{"error": 3}', b'{"protocol": 1, "version": "0.0"}']
 )

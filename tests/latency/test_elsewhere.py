@@ -107,7 +107,7 @@ def test_profile_on_a_device_makes_that_device_s_table(url: str, target: Target)
     code, out, err = nas(f"profile {words}")
     assert code == 0 and target.id in out, err
     table = LatencyTable.load(f"runs/tables/{target.id}.json")
-    assert table.target == target and "tiny" in table.calibrations
+    assert table.target == target and "tiny@32" in table.calibrations
 
 
 def test_a_device_that_does_not_answer_is_exit_5_with_the_command_to_go_on(url: str) -> None:
@@ -134,3 +134,42 @@ def test_a_device_that_does_not_answer_is_exit_5_with_the_command_to_go_on(url: 
 def test_flags_that_do_not_go_together_are_refused(words: str, says: str) -> None:
     code, _, err = nas(f"profile --space tiny {words}")
     assert code in (2, 5) and says in err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("search --run none --token-file t", "--token-file is for --device"),
+        ("search --run none --device http://127.0.0.1:9 --token-file t", "holds no run"),
+        ("run --run none --device http://127.0.0.1:9", "--device needs --token-file"),
+        ("verify none --token-file t", "--token-file is for --device"),
+    ],
+)
+def test_other_verbs_take_a_device_by_the_same_rules(words: str, says: str) -> None:
+    code, _, err = nas(words)
+    assert code == 2 and says in err
+
+
+@pytest.mark.slow
+def test_a_search_is_ended_with_times_that_were_taken_by_hand(true_ms: Any) -> None:
+    small = "train.steps=4 train.checkpoint_steps=4 train.batch_size=32 threads=1"
+    code, _, err = nas(f"train --run r --space tiny -q {small} {SETTINGS}")
+    assert code == 0, err
+    nas(f"profile --run r --plan plan --check-networks 3 -q {SETTINGS}")
+    time_files(Path("plan"), true_ms)
+    code, _, err = nas(f"profile --run r --plan plan --results times.csv --target {NAME}")
+    assert code == 0, err
+    settings = "--latency-budget 70% --evaluations 4 --sampler random candidates=3 margin=0.2"
+    code, out, err = nas(f"search --run r --plan some -q {settings} least_use=0.2")
+    assert code == 0 and "networks  3" in out, err
+    assert "nas search --run r --plan THIS_FOLDER" in Path("some/README.md").read_text()
+    stages = json.loads(Path("r/state.json").read_text())["stages"]
+    assert "search/r" not in stages
+    code, _, err = nas("search --run r --plan some --results times.csv")
+    assert code == 2 and "unknown file" in err  # those are the times of the other folder
+    time_files(Path("some"), true_ms)
+    code, out, err = nas("search --run r --plan some --results times.csv --json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert len(found["measured"]) == 3 and found["chosen"] and found["evaluated"] == 4
+    assert all(row["ci_high_ms"] >= row["measured_ms"] > 0 for row in found["measured"])

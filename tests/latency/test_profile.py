@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from nas.block import Block, parse
-from nas.errors import ConfigError, CorruptFile, DeviceError, TryAgain, UnreliableTiming
+from nas.errors import (
+    ConfigError,
+    CorruptFile,
+    DeviceError,
+    StorageError,
+    TryAgain,
+    UnreliableTiming,
+)
 from nas.files import lock
 from nas.latency import LatencyTable, ProfileConfig, plan, profile
 from nas.latency.measure import cold_name
@@ -70,7 +77,7 @@ def test_the_table_covers_a_space_and_a_fit_corrects_what_sums_miss(
     config = ProfileConfig(samples=24, spread_s=1.0, calibrate_on=16)
     bench = make_bench(cost=cost, jitter=0.003)
     table = profile(tiny, target, tmp_path / "t.json", config, benches=on(bench), export=export)
-    fit = table.calibrations["tiny"]
+    fit = table.calibrations["tiny@32"]
     assert fit.counts_cold
     assert fit.coefficients["knee_mb"] == pytest.approx(0.25, rel=0.3)
     assert fit.held_out["mean"] < 0.02 < fit.held_out["mean_of_sum"]
@@ -264,6 +271,20 @@ def test_kill_9_loses_at_most_a_batch_and_the_lock_is_free_again(
     assert table.missing(BLOCKS) == []
 
 
+def test_a_disk_that_fills_in_a_profile_keeps_the_finished_batches(
+    make_bench: Any, export: Any, on: Any, target: Target, tmp_path: Path, files_at_most: Any
+) -> None:
+    path = tmp_path / "t.json"
+    config = ProfileConfig(samples=4, spread_s=0.1, batch=4)
+    with files_at_most(3000), pytest.raises(StorageError, match=r"t\.json"):
+        profile(BLOCKS, target, path, config, benches=on(make_bench()), export=export)
+    kept = LatencyTable.load(path)
+    assert len(kept.entries) in (4, 8)
+    table = profile(BLOCKS, target, path, config, benches=on(make_bench()), export=export)
+    assert {name: table.entries[name] for name in kept.entries} == dict(kept.entries)
+    assert table.missing(BLOCKS) == []
+
+
 def test_two_profilers_on_one_table_are_refused(
     make_bench: Any, export: Any, on: Any, target: Target, tmp_path: Path
 ) -> None:
@@ -312,7 +333,7 @@ def test_a_space_whose_entries_are_there_still_gets_its_fit(
     wanted = ProfileConfig(samples=4, spread_s=0.1, calibrate_on=6)
     assert plan(tiny, target, path, wanted).networks == 6
     table = profile(tiny, target, path, wanted, benches=on(make_bench()), export=export)
-    assert len(table.calibrations["tiny"].fitted_on) == 6
+    assert len(table.calibrations["tiny@32"].fitted_on) == 6
     assert plan(tiny, target, path, wanted).networks == 0
 
 

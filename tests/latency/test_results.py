@@ -81,13 +81,13 @@ def test_times_of_the_plan_s_files_make_a_table_that_predicts_unseen_networks(
     table = LatencyTable.load(tmp_path / "t.json")
     assert found.problem() is None and table.missing(tiny.every_block()) == []
     assert table.target.id == NAME
-    assert tiny.largest().id in table.calibrations["tiny"].fitted_on
+    assert tiny.largest().id in table.calibrations["tiny@32"].fitted_on
     blocks = tiny.blocks(tiny.largest())
     assert table.estimate(blocks, tiny) == pytest.approx(true_ms(parts_of(blocks)), rel=0.02)
     assert found.check is not None and len(found.check.rows) == 5
     ours = found.check.errors["table_ms"].mean
     assert ours < 0.02 and ours < found.check.errors["isolated_ms"].mean
-    assert not {row.id for row in found.check.rows} & set(table.calibrations["tiny"].fitted_on)
+    assert not {row.id for row in found.check.rows} & set(table.calibrations["tiny@32"].fitted_on)
     assert found.repeated == len(list(folder.glob("*.onnx")))
 
 
@@ -133,7 +133,7 @@ def test_a_part_of_the_times_makes_a_part_of_the_table_and_says_what_is_missing(
     kept = LatencyTable.load(path)
     assert 0 < len(kept.entries) < len(read_plan(folder).entries) and not kept.calibrations
     whole = add_results(read_plan(folder), save(tmp_path / "b.csv", rows), elsewhere, path)
-    assert whole.problem() is None and "tiny" in whole.table.calibrations
+    assert whole.problem() is None and "tiny@32" in whole.table.calibrations
     assert {name: whole.table.entries[name] for name in kept.entries} == dict(kept.entries)
 
 

@@ -54,7 +54,7 @@ def test_a_fit_does_not_take_a_slow_session_for_a_property_of_networks(
 
     config = ProfileConfig(samples=12, spread_s=0.5, time_limit_s=4.0, calibrate_on=6)
     table = profile(space, target, path, config, benches=on(make_bench(cost=cost)), export=export)
-    fit = table.calibrations["tiny"]
+    fit = table.calibrations["tiny@32"]
     assert fit.coefficients["scale"] == pytest.approx(1.0, abs=0.03)
     assert fit.held_out["mean_of_sum"] < 0.03
 

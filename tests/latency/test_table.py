@@ -110,6 +110,43 @@ def test_a_table_that_does_not_know_cold_prices_is_not_priced_with_them(
     assert fitted.estimate(BLOCKS) == 3.375
 
 
+def test_a_calibration_is_of_one_image_size_of_a_space(table: LatencyTable) -> None:
+    tiny = SearchSpace.load("tiny")
+    sized = replace(table, calibrations={"tiny@32": FIT, "tiny@48": MEMORY})
+    assert sized.calibration(tiny) == FIT
+    assert sized.calibration(tiny.replace(image_size=48)) == MEMORY
+    assert sized.calibration(tiny.replace(image_size=64)) is None
+    assert sized.estimate(BLOCKS, "tiny") == pytest.approx(0.5 + 1.1 * 3.375)
+    assert sized.estimate(BLOCKS, "tiny@48") == sized.estimate(BLOCKS, MEMORY)
+    assert sized.calibration("tiny") is None  # nothing says which
+
+
+def test_a_calibration_of_before_the_size_was_noted_is_a_space_s_whose_largest_it_has(
+    table: LatencyTable,
+) -> None:
+    mine = SearchSpace.load("tiny").replace(name="mine")
+    older = replace(FIT, fitted_on={mine.largest().id: 0.5})
+    known = replace(table, calibrations={"mine": older})
+    assert known.calibration(mine) == older
+    assert known.calibration(mine.replace(image_size=48)) is None
+
+
+def test_a_kind_by_whole_blocks_is_priced_by_its_own_entries_and_never_by_parts(
+    table: LatencyTable,
+) -> None:
+    whole = "mb4d_r8_c16_h32_p3"
+    entries = {**table.entries, whole: price(2.125)}
+    by_part, by_block = FIT, replace(FIT, by_block=("mb4d",))
+    both = replace(table, entries=entries, calibrations={"a@32": by_part, "b@32": by_block})
+    assert both.estimate(BLOCKS, "a") == pytest.approx(0.5 + 1.1 * 3.375)
+    assert both.estimate(BLOCKS, "b") == pytest.approx(0.5 + 1.1 * 3.25)
+    assert [name for name, _ in both.entries_of(parse(whole), by_block)] == [whole]
+    lacking = replace(table, calibrations={"b@32": by_block})
+    assert lacking.missing([parse(whole)], "b@32") == [whole]
+    with pytest.raises(ConfigError, match=f"no entry for {whole}"):
+        lacking.estimate(BLOCKS, "b")
+
+
 def test_the_isolated_sum_is_of_parts_timed_alone(table: LatencyTable) -> None:
     assert table.isolated([parse(text) for text in BLOCKS]) == 3.375 + 4
 
@@ -139,8 +176,9 @@ def test_prices_of_many_equal_one_by_one_estimates(
     name: str, calibration: Calibration | None, target: Target
 ) -> None:
     space = SearchSpace.load(name)
-    fits = {} if calibration is None else {name: calibration}
+    fits = {} if calibration is None else {f"{name}@{space.image_size}": calibration}
     table = replace(full(space, target), calibrations=fits)
+    assert table.calibration(space) is calibration
     rng = np.random.default_rng(1)
     options = [len(values) for values in space.genes().values()]
     codes = rng.integers(0, options, size=(50, len(options)))
@@ -174,7 +212,17 @@ def test_a_table_of_schema_1_keeps_its_entries_and_says_which_calibration_is_too
     assert "calibration of hybrid-64 is of an older form; `nas profile" in caplog.text
     loaded.save(tmp_path / "t.json")
     assert LatencyTable.load(tmp_path / "t.json").entries == loaded.entries
-    assert '"schema": 2' in (tmp_path / "t.json").read_text()
+    assert '"schema": 3' in (tmp_path / "t.json").read_text()
+
+
+def test_a_table_of_schema_2_gets_the_size_of_the_shipped_space_its_calibration_is_of() -> None:
+    loaded = LatencyTable.load(Path(__file__).parent / "assets" / "table-schema-2.json")
+    assert set(loaded.calibrations) == {"hybrid-64@64", "mine"}
+    space = SearchSpace.load("hybrid-64")
+    fit = loaded.calibration(space)
+    assert fit is not None and fit.by_block == ()
+    assert loaded.calibration(space.replace(image_size=96)) is None
+    assert all(entry.interpolated is None for entry in loaded.entries.values())
 
 
 def test_the_file_has_one_entry_a_line_sorted(table: LatencyTable, tmp_path: Path) -> None:
@@ -202,7 +250,7 @@ def test_a_file_cut_at_any_byte_is_corrupt(table: LatencyTable, tmp_path: Path) 
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 3},
+        {"schema": 4},
         {"unit": "s"},
         {"entries": []},
         {"target": {}},

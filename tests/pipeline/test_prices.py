@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from nas.block import Block
 from nas.errors import ConfigError
 from nas.latency import LatencyTable, Timing, compare
 from nas.latency.calibrate import draw
+from nas.latency.calibration import Calibration
 from nas.latency.table import Entry
 from nas.network import stock
 from nas.pipeline import check_table, price, prices
@@ -101,7 +103,7 @@ def test_a_network_is_priced_by_name_by_file_and_by_its_blocks(
     file.write_text(json.dumps(tiny.smallest().to_json()))
     with_default_head = ask(str(file))  # the space has ten classes, the table seven
     assert "measured" in with_default_head.values
-    assert "lacks 1 entries, head_" in with_default_head.text()
+    assert "lacks an entry: head_" in with_default_head.text()
 
 
 def test_blocks_are_listed_with_their_shares(ask: Ask) -> None:
@@ -110,6 +112,33 @@ def test_blocks_are_listed_with_their_shares(ask: Ask) -> None:
     assert [row["block"] for row in blocks] == list(map(str, stock.blocks_of("efficientvit_m0")))
     assert sum(row["ms"] for row in blocks) == pytest.approx(found.values["predicted_ms"])
     assert blocks[0]["block"] in found.text() and "%" in found.text()
+
+
+def test_what_is_interpolated_and_what_is_priced_whole_is_said(
+    ask: Ask, table: LatencyTable, tiny: SearchSpace
+) -> None:
+    network = tiny.blocks(tiny.largest())
+    whole = next(block for block in network if block.kind == "mb4d")
+    entries = {
+        name: replace(entry, interpolated=0.02) if name.startswith("mlp") else entry
+        for name, entry in table.entries.items()
+    }
+    fit = Calibration(
+        form="affine", coefficients={"constant": 0.0, "scale": 1.0}, by_block=("mb4d",),
+        fitted_on={tiny.largest().id: 1.0}, held_out={"mean": 0.01, "worst": 0.02},
+    )  # fmt: skip
+    mine = replace(table, entries=entries, calibrations={"tiny@32": fit})
+    mine.save(table.path)
+    text = " ".join(map(str, network))
+    assert "lacks" in ask(text, space="tiny").text()  # its blocks are not measured whole
+    assert "2.0% off on measured ones left out" in ask(text).text()
+    blocks = {str(b): entries[str(whole.parts()[0])] for b in network if b.kind == "mb4d"}
+    replace(mine, entries=entries | blocks).save(table.path)
+    found = ask(text, space="tiny", by_block=True)
+    assert "mb4d by whole blocks" in found.text() and "(whole block)" in found.text()
+    assert found.values["interpolated"]["share"] == 0.0  # no mlp is left in its price
+    other = ask(text, space="hybrid-64")
+    assert "not calibrated" in other.text()
 
 
 def test_measuring_stands_beside_the_prediction(ask: Ask) -> None:

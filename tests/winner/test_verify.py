@@ -15,9 +15,11 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from nas import data, network
 from nas.block import parse
+from nas.cli.app import app
 from nas.errors import BrokenPromise, ConfigError, CorruptFile, DeviceError, UnreliableTiming
 from nas.files import digest_file
 from nas.latency import ProfileConfig
@@ -27,7 +29,7 @@ from nas.target import Target
 from nas.winner import verify as verifying
 from nas.winner.export import export
 from nas.winner.score import evaluate
-from nas.winner.verify import examine, verify
+from nas.winner.verify import examine, verify, verify_elsewhere
 
 FAST = ProfileConfig(samples=3, spread_s=0.0)
 
@@ -300,3 +302,57 @@ def test_a_winner_is_timed_on_runtimes_that_take_its_folder_or_quantize_it(
     result = verifying.measure(folder, target, FAST)
     assert result.target == target.id
     assert result.measured_ms is not None and result.measured_ms > 0
+
+
+# ---------------------------------------------------------------- a device that is elsewhere
+def test_a_latency_taken_elsewhere_is_held_against_the_promise(
+    folder: Path, child: Callable[[str], None]
+) -> None:
+    there = replace(Target.parse("onnxruntime"), version="9.9")
+    taken = TargetResult(target=there.id, measured_ms=2.0, ci_high_ms=2.1, grade="A")
+    asked: list[Path] = []
+
+    def stopwatch(folder: Path) -> TargetResult:
+        asked.append(folder)
+        return taken
+
+    child(answer(latency=None))
+    promised = Winner.load(folder)
+    replace(promised, budgets={f"latency_ms:{there.id}": 2.05}).save(folder)
+    result = verify_elsewhere(folder, stopwatch, target=there)
+    assert asked == [folder] and result.is_over_budget
+    assert "over by 2.4 %" in result.broken[0].text
+    assert Winner.load(folder).on(there.id) == taken
+    (folder / "model.onnx").write_bytes(b"")
+    assert not verify_elsewhere(folder, stopwatch, target=there).is_kept
+    assert asked == [folder]  # nothing is timed of files that were changed
+
+
+def nas(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(words))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_winner_is_timed_by_hand_where_no_python_runs(
+    folder: Path, child: Callable[[str], None], tmp_path: Path
+) -> None:
+    there = "tensorrt-10.3_fp16_nchw_b1_t1@jetson-orin-nano-aarch64"
+    plan, times = tmp_path / "plan", tmp_path / "times.csv"
+    code, out, err = nas("verify", str(folder), "--plan", str(plan))
+    assert code == 0 and str(plan / "README.md") in out, err
+    name = f"check-{Winner.load(folder).id}.onnx"
+    assert digest_file(plan / name) == digest_file(folder / "model.onnx")
+    assert "nas verify" in (plan / "README.md").read_text()
+    child(answer(latency=None))
+    words = ["verify", str(folder), "--plan", str(plan), "--results", str(times)]
+    times.write_text("file,median_ms\nreference.onnx,1\n")
+    code, _, err = nas(*words, "--target", there)
+    assert code == 2 and f"no time yet, the first is {name}" in err
+    times.write_text(f"file,median_ms\n{name},3.0\n{name},3.1\n{name},2.9\n")
+    assert nas(*words)[0] == 2  # whose times are they?
+    code, out, err = nas(*words, "--target", there)
+    assert code == 0 and "no latency was promised there" in out, err
+    row = Winner.load(folder).on(there)
+    assert row is not None and row.measured_ms == 3.0 and row.upper_ms > 3.0  # type: ignore[operator]
+    shutil.copy(folder / "config.json", folder / "model.onnx")
+    assert "is not of" in nas(*words, "--target", there)[2]
