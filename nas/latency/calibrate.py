@@ -130,7 +130,7 @@ def calibrated(
             for kind, ms in table.kind_ms(block, way).items():
                 total_ms[kind] = total_ms.get(kind, 0.0) + ms
         sums.append(total_ms)
-        extra = [ms for block in blocks if (ms := table.cold_ms(block, way)) is not None]
+        extra = [added for block in blocks if (added := table.cold_ms(block, way)) is not None]
         cold.append(sum(extra) if len(extra) == len(blocks) else None)
     kinds = sorted({kind for total_ms in sums for kind in total_ms})
     known = [ms for ms in cold if ms is not None]
