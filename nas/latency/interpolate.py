@@ -82,9 +82,10 @@ def filled(table: LatencyTable, parts: Sequence[Block]) -> LatencyTable:
     lines = _measured_lines(table, parts)
     entries = dict(table.entries)
     for part in parts:
-        if is_measured(table, str(part)) or part.kind not in off:
+        place = _line(part)
+        if place is None or is_measured(table, str(part)) or part.kind not in off:
             continue
-        line = lines.get(_line(part), [])
+        line = lines.get(place, [])
         below = [other for other in line if other.macs < part.macs]
         above = [other for other in line if other.macs > part.macs]
         if below and above:

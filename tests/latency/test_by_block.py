@@ -50,7 +50,7 @@ def odd_cost(true_ms: Any) -> Any:
             for one, two in pairs
             if (one.kind, two.kind) == ("ffn", "group_attn")
         ]
-        return float(true_ms(parts)) + 2e-6 * sum(held)
+        return float(true_ms(parts) + 2e-6 * sum(held))
 
     return cost
 
