@@ -7,8 +7,10 @@ from nas.pipeline.device_study import study_device
 from nas.pipeline.doctor import doctor
 from nas.pipeline.prepare import plan_profile, profile, train
 from nas.pipeline.prices import check_table, price
+from nas.pipeline.rank import rank
 from nas.pipeline.report import report
 from nas.pipeline.run import Run, config_of
+from nas.pipeline.taylor import taylor
 from nas.pipeline.whole import run_all
 from nas.pipeline.winners import distill, export, verify_folder
 
@@ -25,10 +27,12 @@ __all__ = [
     "preset",
     "price",
     "profile",
+    "rank",
     "report",
     "run_all",
     "search",
     "study_device",
+    "taylor",
     "train",
     "verify_folder",
 ]
