@@ -83,7 +83,8 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
             number, task = connection.recv()
         except (EOFError, ConnectionError):
             return
-        result, problem = None, None
+        result: Any = None
+        problem: NasError | str | None = None
         try:
             result = work(task)
         except NasError as error:

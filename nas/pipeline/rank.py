@@ -6,16 +6,19 @@ from pathlib import Path
 
 from nas import files
 from nas.block import Block
+from nas.data import Data
 from nas.errors import ConfigError
 from nas.latency import LatencyTable
 from nas.pipeline import processes
 from nas.pipeline.alone import Alone, AloneResult, Trainer
+from nas.pipeline.config import RunConfig
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Run
 from nas.pipeline.sample import Drawn, draw, repeated
 from nas.report import RankedNetwork, RankReport, write_rank
 from nas.seeds import stage_seed
+from nas.space import SearchSpace
 from nas.supernet.agreement import Agreement, Ceiling, Interval, agreement, ceiling
 
 SCHEMA = 1
@@ -52,7 +55,7 @@ def rank(run: Run, materials: Materials | None = None, *, jobs: int = 1) -> Outc
     materials = materials or Materials(run)
     config = run.config.rank
     supernet_digest = run.result("train", make_with="train")["digest"]
-    sample = draw(materials.space, config, seed=stage_seed(run.config.seed, "rank sample"))
+    sample = sample_of(materials.space, run.config)
     trained = _trained_alone(run, materials, sample, jobs)
     networks = _networks(run, materials, sample, trained)
     compared, limit = compare(networks, resamples=config.resamples)
@@ -104,14 +107,9 @@ def _trained_alone(
     run: Run, materials: Materials, sample: Sequence[Drawn], jobs: int
 ) -> dict[str, AloneResult]:
     """Return what each training came to, by its name; those that are done are read."""
-    config, data = run.config.rank, materials.data
-    trainer = Trainer(
-        folder=run.folder / FOLDER / "alone",
-        data=data.name,
-        image_size=data.image_size,
-        config=replace(config.train, seed=stage_seed(run.config.seed, "rank")),
-    )
-    tasks = trainings(materials, sample, config.twice)
+    data = materials.data
+    trainer = trainer_of(run.folder, run.config, data)
+    tasks = trainings(materials.space, sample, run.config.rank.twice)
     known = {task.name: trainer.known(task, data) for task in tasks}
     found = {name: result for name, result in known.items() if result is not None}
     todo = [task for task in tasks if task.name not in found]
@@ -125,12 +123,27 @@ def _trained_alone(
     return found
 
 
-def trainings(materials: Materials, sample: Sequence[Drawn], twice: int) -> list[Alone]:
+def trainer_of(folder: Path, config: RunConfig, data: Data) -> Trainer:
+    """Return what trains the sample of the run in a folder."""
+    return Trainer(
+        folder=folder / FOLDER / "alone",
+        data=data.name,
+        image_size=data.image_size,
+        config=replace(config.rank.train, seed=stage_seed(config.seed, "rank")),
+    )
+
+
+def sample_of(space: SearchSpace, config: RunConfig) -> tuple[Drawn, ...]:
+    """Return the sample of a run."""
+    return draw(space, config.rank, seed=stage_seed(config.seed, "rank sample"))
+
+
+def trainings(space: SearchSpace, sample: Sequence[Drawn], twice: int) -> list[Alone]:
     """Return every training there is, the dearest networks first: no process waits for one."""
     again = repeated(len(sample), twice)
     tasks = []
     for place, drawn in reversed(list(enumerate(sample))):
-        blocks = tuple(map(str, materials.space.blocks(drawn.architecture)))
+        blocks = tuple(map(str, space.blocks(drawn.architecture)))
         for number in range(2 if place in again else 1):
             tasks.append(Alone(id=drawn.architecture.id, blocks=blocks, number=number))
     return tasks

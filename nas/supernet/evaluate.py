@@ -72,6 +72,10 @@ class Evaluator:
         folder: Where accuracies and losses are kept: one JSON file an architecture, in a folder
             for these weights, images and settings. None keeps nothing.
 
+    Attributes:
+        refit: The batches that statistics are fitted on.
+        scored: The batches that are scored.
+
     Raises:
         ConfigError: data and space do not fit.
     """
@@ -89,9 +93,9 @@ class Evaluator:
         config = config or EvaluateConfig()
         device = next(supernet.parameters()).device
         images, size = refit_images(data, config)
-        self._refit = SharedBatches(images, data, batch_size=size, device=device)
+        self.refit = SharedBatches(images, data, batch_size=size, device=device)
         split = data.split("search")
-        self._scored = SharedBatches(split, data, batch_size=config.batch_size, device=device)
+        self.scored = SharedBatches(split, data, batch_size=config.batch_size, device=device)
         self._known: KnownScores | None = None
         if folder is not None:
             weights = checkpoint.digest_tensors(supernet.state_dict())
@@ -110,10 +114,10 @@ class Evaluator:
 
     def score(self, architecture: Architecture) -> Score:
         """Return accuracy, loss and the statistics that were fitted; always runs the network."""
-        statistics = fitted(self.supernet, architecture, self._refit)
+        statistics = fitted(self.supernet, architecture, self.refit)
         right, loss, images = 0, 0.0, 0
         with torch.no_grad():
-            for batch, labels in self._scored:
+            for batch, labels in self.scored:
                 scores = self.supernet(batch, architecture, statistics).cpu().double()
                 labels = labels.cpu()
                 loss += float(F.cross_entropy(scores, labels, reduction="sum"))

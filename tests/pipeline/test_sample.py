@@ -16,7 +16,7 @@ def test_every_band_has_as_many_different_networks_of_its_size(name: str) -> Non
     assert len({drawn.architecture.id for drawn in sample}) == config.networks
     assert [drawn.band for drawn in sample] == sorted(list(range(config.bands)) * config.per_band)
     ends = [sum(b.macs for b in space.blocks(a)) for a in (space.smallest(), space.largest())]
-    edges = np.geomspace(*ends, config.bands + 1)
+    edges = np.geomspace(ends[0], ends[1], config.bands + 1)
     for drawn in sample:
         assert drawn.macs == sum(block.macs for block in space.blocks(drawn.architecture))
         assert edges[drawn.band] * 0.999 <= drawn.macs <= edges[drawn.band + 1] * 1.001

@@ -1,6 +1,7 @@
 """The statistics of a ranking, against SciPy, against definitions, and where they are not there."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def columns(seed: int, ties: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def of(predicted: list[float], accuracies: list[float], **changes: object) -> Agreement:
-    given: dict = {"macs": list(range(len(accuracies))), "bands": [0] * len(accuracies)}
+    given: dict[str, Any] = {"macs": list(range(len(accuracies))), "bands": [0] * len(accuracies)}
     return agreement("it", predicted, accuracies, **{**given, "resamples": 200, **changes})
 
 
@@ -102,7 +103,7 @@ def test_the_ceiling_is_what_a_perfect_predictor_shows() -> None:
         assert found is not None and found.tau is not None and found.networks == 20
         promised.append(found.tau)
         noises.append(found.noise)
-        shown.append(kendall(truth, np.array([np.mean(each) for each in trainings])))
+        shown.append(kendall(truth, np.array([np.mean(each) for each in trainings])) or 0.0)
     assert np.mean(noises) == pytest.approx(0.01, rel=0.1)
     assert np.mean(promised) == pytest.approx(np.mean(shown), abs=0.02)
 

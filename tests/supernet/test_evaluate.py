@@ -111,7 +111,7 @@ def test_an_evaluator_gives_what_score_gives_and_normalises_each_image_once(
 class NeverRuns(torch.nn.Module):
     """In a supernet's place: whatever is asked of it has to be known already."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: object, **kwargs: object) -> None:
         raise AssertionError("a network that is known was run again")
 
 

@@ -109,8 +109,9 @@ def by_head(outputs: Tensor, block: Block, images: int) -> Tensor:
     """
     heads = _heads(block)
     if block.kind == "mb3d":
-        return outputs.unflatten(2, (heads, -1)).transpose(1, 2).flatten(2)
-    windows = outputs.unflatten(0, (images, -1)).unflatten(2, (heads, -1))
+        tokens = outputs.reshape(images, outputs.shape[1], heads, -1)
+        return tokens.transpose(1, 2).flatten(2)
+    windows = outputs.reshape(images, len(outputs) // images, heads, -1)
     return windows.transpose(1, 2).flatten(2)
 
 
