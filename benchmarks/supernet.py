@@ -36,8 +36,9 @@ from supernet_kills import kill_part
 from supernet_steps import Setting, evaluation_part, largest_of, sandwich_part, seconds_a_step
 
 from nas import data as nas_data
+from nas import processes
 from nas.data import Data
-from nas.pipeline import RunConfig, processes
+from nas.pipeline import RunConfig
 from nas.pipeline.alone import loaded
 from nas.pipeline.config import load as load_settings
 from nas.pipeline.rank import RESULT, sample_of, trainer_of, trainings

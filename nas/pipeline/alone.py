@@ -17,7 +17,7 @@ from nas.data import Data
 from nas.errors import CorruptFile
 from nas.network import scale_residuals
 from nas.pipeline.materials import best_device
-from nas.pipeline.processes import end_without_parent
+from nas.processes import end_without_parent
 from nas.seeds import stage_seed
 from nas.supernet.model import RESIDUAL_SCALE
 from nas.winner.distill import DistillConfig, train

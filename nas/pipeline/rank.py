@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nas import files
+from nas import files, processes
 from nas.block import Block
 from nas.data import Data
 from nas.errors import ConfigError
 from nas.latency import LatencyTable
-from nas.pipeline import processes
 from nas.pipeline.alone import Alone, AloneResult, Trainer
 from nas.pipeline.config import RunConfig
 from nas.pipeline.materials import Materials

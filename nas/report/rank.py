@@ -123,6 +123,6 @@ def predictors(content: RankReport) -> bytes:
         if limit is not None and limit.tau is not None:
             axes.axvline(limit.tau, color=ORANGE, linestyle="--", label="noise ceiling")
         axes.set_yticks(range(len(rows)), [content.names[row.predictor] for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
         axes.set_xlabel("Kendall's tau with the accuracy trained alone")
         return png_of(figure)

@@ -146,6 +146,7 @@ def test_the_command_says_it_in_a_table(ranked: tuple[Path, dict[str, Any]]) -> 
     assert wrong.exit_code == 2 and "twice must be 0 to the 4" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     """The process is killed as soon as a checkpoint stands; the next one ends with equal weights'
     accuracy and loss."""
@@ -181,7 +182,7 @@ def test_a_training_that_was_killed_goes_on_and_ends_the_same(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_two_jobs_give_what_one_gives(tmp_path: Path) -> None:
-    from nas.pipeline.processes import each
+    from nas.processes import each
 
     space = SearchSpace.load("tiny").replace(num_classes=10)
     blocks = tuple(map(str, space.blocks(space.smallest())))

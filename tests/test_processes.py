@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nas.errors import ConfigError, NasError
-from nas.pipeline.processes import each
+from nas.processes import each
 
 
 def square(number: int) -> int:
@@ -54,7 +54,7 @@ def test_a_killed_process_is_noticed_and_the_way_out_told() -> None:
 PARENT = """
 import sys, time
 sys.path.insert(0, {folder!r})
-from nas.pipeline.processes import each
+from nas.processes import each
 from tasks import told
 if __name__ == "__main__":
     list(each(told, [{folder!r} + "/a", {folder!r} + "/b"], jobs=2))
@@ -62,7 +62,7 @@ if __name__ == "__main__":
 TASKS = """
 import os, time
 from pathlib import Path
-from nas.pipeline.processes import end_without_parent
+from nas.processes import end_without_parent
 def told(path):
     Path(path).write_text(str(os.getpid()))
     while True:
