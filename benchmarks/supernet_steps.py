@@ -213,7 +213,7 @@ def evaluation_part(
     """Compare scoring sub-networks with plain forward passes of the same images, in turns."""
     space = setting.space
     rng = np.random.default_rng(1)
-    paths = [*ends, *(space.sample(rng, level) for level in (0.2, 0.4, 0.6, 0.8))]
+    paths = [*ends, *(space.sample(rng, level) for level in (0.2, 0.35, 0.5, 0.65))]
     data = enough_images(setting.data)
     supernet = SuperNet(space)
     evaluator = Evaluator(supernet, data, EvaluateConfig(refit_images=REFIT_IMAGES))

@@ -58,8 +58,9 @@ def drawing(
 
 
 def png_of(figure: "Figure", *, legend_columns: int = 2) -> bytes:
-    """Return a figure, its legend below it, as PNG bytes."""
-    figure.legend(loc="outside lower center", ncols=legend_columns)
+    """Return a figure, its legend below it if anything has a label, as PNG bytes."""
+    if any(axes.get_legend_handles_labels()[0] for axes in figure.axes):
+        figure.legend(loc="outside lower center", ncols=legend_columns)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
