@@ -188,8 +188,8 @@ def rank_part(options: argparse.Namespace, config: RunConfig, space: SearchSpace
             training.wait()
     done = [sys.executable, "-m", "nas", "rank", "--run", str(run), "--resume"]
     subprocess.run([*done, "--jobs", str(options.jobs)], check=True)
-    result: dict[str, Any] = json.loads((run / "rank" / RESULT).read_text())
-    return result
+    ranked: dict[str, Any] = json.loads((run / "rank" / RESULT).read_text())
+    return ranked
 
 
 def training_ended(training: "subprocess.Popen[bytes] | None") -> bool:

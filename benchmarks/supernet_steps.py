@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -136,10 +137,9 @@ def sandwich_part(setting: Setting, rounds: int) -> tuple[list[Figure], dict[str
     for count in (3, 4):
         ratios, ours, theirs = [], [], []
         for number in range(WARM_UP + rounds):
-            sandwich = timed(
-                lambda k=count: supernet_step(supernet, optimizer, paths[:k], images, labels)
-            )
-            alone = sum(timed(lambda p=p: p.step(images, labels)) for p in plains[:count])
+            step = partial(supernet_step, supernet, optimizer, paths[:count], images, labels)
+            sandwich = timed(step)
+            alone = sum(timed(partial(plain.step, images, labels)) for plain in plains[:count])
             if number >= WARM_UP:
                 ratios.append(sandwich / alone)
                 ours.append(sandwich)
@@ -150,10 +150,10 @@ def sandwich_part(setting: Setting, rounds: int) -> tuple[list[Figure], dict[str
         figures.append(
             Figure(figure=text, asked="<= 1.10", measured=round(ratio, 3), holds=ratio <= 1.10)
         )
-    kept = [saved_bytes(lambda p=p: supernet(images, p), supernet) for p in paths]
-    plain = [saved_bytes(lambda p=p: p.model(images), p.model) for p in plains]
-    peak = max(kept) / max(plain)
-    notes["saved_for_backward_bytes"] = {"sub_networks": kept, "plain": plain}
+    kept = [saved_bytes(partial(supernet, images, path), supernet) for path in paths]
+    own = [saved_bytes(partial(plain.model, images), plain.model) for plain in plains]
+    peak = max(kept) / max(own)
+    notes["saved_for_backward_bytes"] = {"sub_networks": kept, "plain": own}
     notes["parameters"] = {
         "supernet": count_of(supernet),
         "largest_plain": count_of(plains[0].model),
@@ -230,7 +230,7 @@ def evaluation_part(
 
         pairs = []
         for number in range(1 + rounds):
-            pair = timed(lambda path=path: evaluator.score(path)), timed(plain)
+            pair = timed(partial(evaluator.score, path)), timed(plain)
             if number:
                 pairs.append(pair)
         ratio = statistics.median(ours / theirs for ours, theirs in pairs)

@@ -14,7 +14,7 @@ from nas.data import Data, Split, eval_batches
 from nas.errors import ConfigError
 from nas.space import Architecture
 from nas.supernet.known_scores import KnownScores, Quality
-from nas.supernet.model import Statistics, SuperNet
+from nas.supernet.model import Statistics, SubNetwork, SuperNet
 
 # Normalised images an evaluator keeps; a data set with more is normalised anew each time.
 KEPT_BYTES = 512 * 2**20
@@ -114,15 +114,15 @@ class Evaluator:
 
     def score(self, architecture: Architecture) -> Score:
         """Return accuracy, loss and the statistics that were fitted; always runs the network."""
-        statistics = fitted(self.supernet, architecture, self.refit)
+        network = SubNetwork(self.supernet, architecture)
+        statistics = fitted(network, self.supernet.empty_statistics(architecture), self.refit)
         right, loss, images = 0, 0.0, 0
-        with torch.no_grad():
-            for batch, labels in self.scored:
-                scores = self.supernet(batch, architecture, statistics).cpu().double()
-                labels = labels.cpu()
-                loss += float(F.cross_entropy(scores, labels, reduction="sum"))
-                right += int((scores.argmax(1) == labels).sum())
-                images += len(labels)
+        for batch, labels in self.scored:
+            scores = network(batch, statistics).cpu().double()
+            labels = labels.cpu()
+            loss += float(F.cross_entropy(scores, labels, reduction="sum"))
+            right += int((scores.argmax(1) == labels).sum())
+            images += len(labels)
         return Score(accuracy=right / images, loss=loss / images, statistics=statistics)
 
     def quality(self, architecture: Architecture) -> Quality:
@@ -192,15 +192,14 @@ def fit_statistics(
     device = next(supernet.parameters()).device
     images, size = refit_images(data, config or EvaluateConfig())
     batches = eval_batches(images, data, batch_size=size, device=device)
-    return fitted(supernet, architecture, batches)
+    network = SubNetwork(supernet, architecture)
+    return fitted(network, supernet.empty_statistics(architecture), batches)
 
 
-@torch.no_grad()
-def fitted(supernet: SuperNet, architecture: Architecture, batches: Iterable[Batch]) -> Statistics:
-    """Return BatchNorm's statistics of one sub-network over batches of equal size."""
-    statistics = supernet.empty_statistics(architecture)
+def fitted(network: SubNetwork, statistics: Statistics, batches: Iterable[Batch]) -> Statistics:
+    """Add batches of equal size to BatchNorm's statistics, in place, and return them."""
     for batch, _ in batches:
-        supernet(batch, architecture, statistics, fit=True)
+        network(batch, statistics, fit=True)
     return statistics
 
 

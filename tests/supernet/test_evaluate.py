@@ -1,12 +1,14 @@
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nas.data import eval_batches
+from nas.data import Split, eval_batches
 from nas.errors import ConfigError
 from nas.space import Architecture
 from nas.supernet import (
@@ -93,7 +95,7 @@ def test_an_evaluator_gives_what_score_gives_and_normalises_each_image_once(
 ):
     made = []
 
-    def counted(split, *args, **kwargs):
+    def counted(split: Split, *args: Any, **kwargs: Any) -> Iterator[Any]:
         made.append(split.name)
         return eval_batches(split, *args, **kwargs)
 

@@ -8,20 +8,25 @@ default takes absolute values weight by weight: no number is equal then, but the
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
 
-from nas.data import eval_batches
+from nas.data import Data, eval_batches
+from nas.network import NasHybrid
 from nas.space import SearchSpace
 from nas.supernet import SuperNet, TrainConfig, fit_statistics, train
 from nas.supernet.evaluate import first_images
 from nas.supernet.taylor import TaylorConfig, measure_importance, sample_gradients
 
 tp = pytest.importorskip("torch_pruning")
+
+Numbers = npt.NDArray[np.float64]
 
 # The layer that makes the channels, and the one that reads them, in the extracted network.
 LAYERS = {
@@ -45,7 +50,7 @@ def trained(stack, quarters, tmp_path_factory):
     return train(SuperNet(stack), quarters, config, tmp_path_factory.mktemp("stack")).supernet
 
 
-def members(model, name, **options):
+def members(model: NasHybrid, name: str, **options: Any) -> tuple[Numbers, Numbers]:
     """Torch-Pruning's importance of each layer of a group: rows makes, reads."""
     makes, reads = (model.get_submodule(layer) for layer in LAYERS[name])
     # it warns of layer scales, which have no input or output channels of their own
@@ -63,7 +68,7 @@ def members(model, name, **options):
     return rows[id(makes)].double().numpy(), rows[id(reads)].double().numpy()
 
 
-def with_gradients(supernet, data, images):
+def with_gradients(supernet: SuperNet, data: Data, images: int) -> NasHybrid:
     """The largest network alone, with the gradients of its mean loss."""
     path = supernet.space.largest()
     model = supernet.extract(path, fit_statistics(supernet, path, data))
@@ -72,7 +77,7 @@ def with_gradients(supernet, data, images):
     )
     if images == 1:
         batch, labels = batch.repeat(2, 1, 1, 1), labels.repeat(2)
-    F.cross_entropy(model(batch), labels).backward()
+    torch.autograd.backward(F.cross_entropy(model(batch), labels))
     return model
 
 
