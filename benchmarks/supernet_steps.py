@@ -28,6 +28,7 @@ SCORED_IMAGES = 2000
 WARM_UP = 2
 TIMED = 3
 CLIP = 1.0
+CHOICE_STEPS = 2.0
 LR = 1e-4
 
 
@@ -48,7 +49,10 @@ class Setting:
         return next(made)
 
     def supernet_seconds_a_step(self, config: TrainConfig) -> float:
-        """Return the mean seconds of a training step, by a few paths of each phase."""
+        """Return the mean seconds of a training step, by a few paths of each phase.
+
+        A choice step, which runs every kind at every place, counts as CHOICE_STEPS of them.
+        """
         supernet = SuperNet(self.space)
         optimizer = torch.optim.AdamW(supernet.weight_groups(0.02), lr=LR, fused=True)
         images, labels = self.batch()
@@ -62,7 +66,8 @@ class Setting:
             begun = time.process_time()
             supernet_step(supernet, optimizer, paths, images, labels)
             seconds.append(time.process_time() - begun)
-        return statistics.mean(seconds[1:])
+        more = CHOICE_STEPS / config.choice_every if config.choice_every else 0.0
+        return statistics.mean(seconds[1:]) * (1 + more)
 
 
 def largest_of(space: SearchSpace, max_macs: int | None) -> Architecture:
