@@ -24,8 +24,14 @@ class Figure:
     holds: bool
 
 
-def record(name: str, figures: list[Figure], *, notes: dict[str, Any] | None = None) -> None:
-    """Print the figures and write benchmarks/results/NAME.json."""
+def record(
+    name: str,
+    figures: list[Figure],
+    *,
+    notes: dict[str, Any] | None = None,
+    folder: Path = RESULTS,
+) -> None:
+    """Print the figures and write FOLDER/NAME.json, benchmarks/results by default."""
     words = ["DIR" if os.sep in word else word for word in sys.argv[1:]]  # no path of a machine
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     value = {
@@ -40,4 +46,4 @@ def record(name: str, figures: list[Figure], *, notes: dict[str, Any] | None = N
     for figure in figures:
         mark = "holds" if figure.holds else "MISSED"
         print(f"{mark:<7} {figure.figure}: {figure.measured} (asked: {figure.asked})")
-    print(write_json(RESULTS / f"{name}.json", value))
+    print(write_json(folder / f"{name}.json", value))

@@ -11,7 +11,7 @@ import nas
 PACKAGE = Path(nas.__file__).parent
 ROWS = [
     {"errors", "__version__"},
-    {"files", "seeds", "environment"},
+    {"files", "seeds", "environment", "processes"},
     {"block"},
     {"space", "target"},
     {"network", "data", "study", "checkpoint", "manifest"},

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli import agent, device, inspect, prices, stages, studies, whole
+from nas.cli import agent, device, inspect, prices, ranks, stages, studies, whole
 
 HELP = """
 Find the most accurate vision network that meets a latency budget on YOUR device.
@@ -60,6 +60,8 @@ app.command()(stages.profile)
 app.command()(prices.price)
 app.command("check-table")(prices.check_table)
 app.command()(stages.train)
+app.command()(ranks.rank)
+app.command()(ranks.taylor)
 app.command()(stages.search)
 app.command()(studies.studies)
 app.add_typer(study_app, name="study")

@@ -9,8 +9,10 @@ from nas.pipeline.doctor import doctor
 from nas.pipeline.prepare import plan_profile, profile, train
 from nas.pipeline.prices import check_table, price
 from nas.pipeline.remote import verify_on
+from nas.pipeline.rank import rank
 from nas.pipeline.report import report
 from nas.pipeline.run import Run, config_of
+from nas.pipeline.taylor import taylor
 from nas.pipeline.whole import run_all
 from nas.pipeline.winners import distill, export, verify_folder
 
@@ -28,11 +30,13 @@ __all__ = [
     "preset",
     "price",
     "profile",
+    "rank",
     "report",
     "run_all",
     "search",
     "search_by_files",
     "study_device",
+    "taylor",
     "train",
     "verify_by_files",
     "verify_folder",

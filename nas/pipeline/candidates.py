@@ -15,7 +15,6 @@ from nas.search import run as run_search
 from nas.seeds import stage_seed
 from nas.space import Architecture
 from nas.study import Study, Trial
-from nas.supernet import score
 
 # How far a candidate's price is from the middle of the level searched, as a share of the budget.
 OFF_LEVEL = "off_level"
@@ -102,8 +101,8 @@ def _evaluate(
     progress: Progress,
 ) -> None:
     """Fill the study: candidates at the level below the budget, scored by the supernet."""
-    config, space, data = run.config, materials.space, materials.data
-    supernet = materials.supernet
+    config, space = run.config, materials.space
+    evaluator = materials.evaluator
     middle = (1 - config.margin + config.least_use) / 2
     half = (1 - config.margin - config.least_use) / 2
 
@@ -113,7 +112,7 @@ def _evaluate(
         return {**costs, OFF_LEVEL: abs(costs[budget.metric] / budget.latency_ms - middle)}
 
     def evaluate(choice: Mapping[str, Any]) -> dict[str, float]:
-        found = score(supernet, space.architecture(choice), data)
+        found = evaluator.quality(space.architecture(choice))
         return {"accuracy": found.accuracy, "loss": found.loss}
 
     def describe(choice: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from nas.errors import ConfigError
 from nas.files import into, parse_yaml, read_yaml, to_plain, unknown_key
 from nas.latency import ProfileConfig
 from nas.latency.check import MIN_NETWORKS
+from nas.pipeline.sample import RankConfig
 from nas.supernet import TrainConfig
 from nas.winner.distill import DistillConfig
 
@@ -52,6 +53,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     teach: DistillConfig = field(default_factory=DistillConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    rank: RankConfig = field(default_factory=RankConfig)
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:

@@ -22,7 +22,7 @@ from nas.network.onnx import parts_to_onnx
 from nas.pipeline.run import Run
 from nas.seeds import stage_seed
 from nas.space import SearchSpace
-from nas.supernet import SuperNet
+from nas.supernet import Evaluator, SuperNet
 from nas.supernet import load as load_supernet
 from nas.target import Target
 from nas.winner.objective import Teacher
@@ -112,6 +112,11 @@ class Materials:
         """
         self.run.result("train", make_with="train")
         return load_supernet(self.run.folder / "supernet").supernet.to(best_device())
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """What scores sub-networks of that supernet; what it found is kept in the run's folder."""
+        return Evaluator(self.supernet, self.data, folder=self.run.folder / "scores")
 
     @cached_property
     def teacher(self) -> Teacher:

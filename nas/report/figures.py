@@ -22,6 +22,7 @@ from nas.report.numbers import ms, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 DPI = 200
@@ -57,8 +58,9 @@ def drawing(
 
 
 def png_of(figure: "Figure", *, legend_columns: int = 2) -> bytes:
-    """Return a figure, its legend below it, as PNG bytes."""
-    figure.legend(loc="outside lower center", ncols=legend_columns)
+    """Return a figure, its legend below it if anything has a label, as PNG bytes."""
+    if any(axes.get_legend_handles_labels()[0] for axes in figure.axes):
+        figure.legend(loc="outside lower center", ncols=legend_columns)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
@@ -98,7 +100,7 @@ def pareto(content: ReportInput) -> bytes:
         axes.set_xlabel("latency (ms)")
         axes.set_ylabel("accuracy on the search split")
         _frame(axes, least_x=content.budget_ms / 10, least_y=0.02)
-        _percent_axis(axes)
+        percent_axis(axes.yaxis)
         return png_of(figure)
 
 
@@ -119,13 +121,13 @@ def _mark_winner(axes: "Axes", content: ReportInput) -> None:
         star.set(markeredgewidth=0.6)
 
 
-def _percent_axis(axes: "Axes") -> None:
+def percent_axis(axis: "Axis") -> None:
     """Label accuracies as percent, with one decimal only where the ticks need it."""
     from matplotlib.ticker import FuncFormatter
 
-    low, high = axes.get_ylim()
+    low, high = axis.get_view_interval()
     decimals = 1 if high - low < 0.05 else 0
-    axes.yaxis.set_major_formatter(
+    axis.set_major_formatter(
         FuncFormatter(lambda y, _: "" if y > 1 else f"{100 * y:.{decimals}f} %")
     )
 

@@ -8,7 +8,8 @@ model = supernet.extract(architecture, result.statistics)
 
 from nas.supernet.choice import Choice
 from nas.supernet.embed import embed
-from nas.supernet.evaluate import EvaluateConfig, Score, fit_statistics, score
+from nas.supernet.evaluate import EvaluateConfig, Evaluator, Score, fit_statistics, score
+from nas.supernet.known_scores import Quality
 from nas.supernet.model import Statistics, SuperNet
 from nas.supernet.schedule import TrainConfig
 from nas.supernet.stored import Trained, load
@@ -17,6 +18,8 @@ from nas.supernet.train import train
 __all__ = [
     "Choice",
     "EvaluateConfig",
+    "Evaluator",
+    "Quality",
     "Score",
     "Statistics",
     "SuperNet",

@@ -1,15 +1,25 @@
 """Scoring sub-networks: fit BatchNorm for each on training images, rank on the search split."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from nas import checkpoint
 from nas.data import Data, Split, eval_batches
 from nas.errors import ConfigError
 from nas.space import Architecture
-from nas.supernet.model import Statistics, SuperNet
+from nas.supernet.known_scores import KnownScores, Quality
+from nas.supernet.model import Statistics, SubNetwork, SuperNet
+
+# Normalised images an evaluator keeps; a data set with more is normalised anew each time.
+KEPT_BYTES = 512 * 2**20
+
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +59,107 @@ class Score:
     statistics: Statistics
 
 
+class Evaluator:
+    """Scores many sub-networks of one supernet on the same images, each image normalised once.
+
+    Several threads may use it at once. With a folder, what was scored is kept there, so that a
+    search that goes on, or `nas rank` after it, does not run the same network again.
+
+    Args:
+        supernet: Its weights must not change while the evaluator is in use.
+        data: Statistics are fitted on its train split; its search split is scored.
+        config: How.
+        folder: Where accuracies and losses are kept: one JSON file an architecture, in a folder
+            for these weights, images and settings. None keeps nothing.
+
+    Attributes:
+        refit: The batches that statistics are fitted on.
+        scored: The batches that are scored.
+
+    Raises:
+        ConfigError: data and space do not fit.
+    """
+
+    def __init__(
+        self,
+        supernet: SuperNet,
+        data: Data,
+        config: EvaluateConfig | None = None,
+        *,
+        folder: Path | str | None = None,
+    ) -> None:
+        check_fit(supernet, data)
+        self.supernet = supernet
+        config = config or EvaluateConfig()
+        device = next(supernet.parameters()).device
+        images, size = refit_images(data, config)
+        self.refit = SharedBatches(images, data, batch_size=size, device=device)
+        split = data.split("search")
+        self.scored = SharedBatches(split, data, batch_size=config.batch_size, device=device)
+        self._known: KnownScores | None = None
+        if folder is not None:
+            weights = checkpoint.digest_tensors(supernet.state_dict())
+            self._known = KnownScores(
+                folder,
+                {
+                    "supernet": weights,
+                    "space": supernet.space.digest,
+                    "data": data.digest,
+                    "mean": list(data.mean),
+                    "std": list(data.std),
+                    "refit_images": config.refit_images,
+                    "batch_size": config.batch_size,
+                },
+            )
+
+    def score(self, architecture: Architecture) -> Score:
+        """Return accuracy, loss and the statistics that were fitted; always runs the network."""
+        network = SubNetwork(self.supernet, architecture)
+        statistics = fitted(network, self.supernet.empty_statistics(architecture), self.refit)
+        right, loss, images = 0, 0.0, 0
+        for batch, labels in self.scored:
+            scores = network(batch, statistics).cpu().double()
+            labels = labels.cpu()
+            loss += float(F.cross_entropy(scores, labels, reduction="sum"))
+            right += int((scores.argmax(1) == labels).sum())
+            images += len(labels)
+        return Score(accuracy=right / images, loss=loss / images, statistics=statistics)
+
+    def quality(self, architecture: Architecture) -> Quality:
+        """Return accuracy and loss, from the folder if they are known there."""
+        known = None if self._known is None else self._known.get(architecture.id)
+        if known is not None:
+            return known
+        found = self.score(architecture)
+        quality = Quality(accuracy=found.accuracy, loss=found.loss)
+        if self._known is not None and math.isfinite(found.loss):
+            self._known.put(architecture.id, quality)
+        return quality
+
+
+class SharedBatches:
+    """The batches of a split as networks take them, for many passes.
+
+    They are normalised once and kept where they are few enough, else made anew in each pass.
+    """
+
+    def __init__(
+        self, split: Split, data: Data, *, batch_size: int, device: torch.device | str
+    ) -> None:
+        self._split, self._data = split, data
+        self._batch_size, self._device = batch_size, device
+        is_kept = 4 * split.images.numel() <= KEPT_BYTES
+        self._kept = tuple(self._made()) if is_kept else None
+
+    def _made(self) -> Iterator[Batch]:
+        return eval_batches(
+            self._split, self._data, batch_size=self._batch_size, device=self._device
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._made() if self._kept is None else iter(self._kept)
+
+
 def score(
     supernet: SuperNet,
     architecture: Architecture,
@@ -58,27 +169,14 @@ def score(
     """Score one sub-network on the search split, with statistics fitted for it.
 
     The result is a function of weights, architecture, data and configuration alone: the supernet
-    is not changed, and several threads may score at once.
+    is not changed, and several threads may score at once. To score many, make an `Evaluator`.
 
     Raises:
         ConfigError: data and space do not fit.
     """
-    config = config or EvaluateConfig()
-    statistics = fit_statistics(supernet, architecture, data, config)
-    device = next(supernet.parameters()).device
-    right, loss, images = 0, 0.0, 0
-    split = data.split("search")
-    with torch.no_grad():
-        for batch, labels in eval_batches(split, data, batch_size=config.batch_size, device=device):
-            scores = supernet(batch, architecture, statistics).cpu().double()
-            labels = labels.cpu()
-            loss += float(F.cross_entropy(scores, labels, reduction="sum"))
-            right += int((scores.argmax(1) == labels).sum())
-            images += len(labels)
-    return Score(accuracy=right / images, loss=loss / images, statistics=statistics)
+    return Evaluator(supernet, data, config).score(architecture)
 
 
-@torch.no_grad()
 def fit_statistics(
     supernet: SuperNet,
     architecture: Architecture,
@@ -90,17 +188,27 @@ def fit_statistics(
     Every batch is normalised by itself, as in training. Over one batch the statistics are exact;
     over several of equal size they are the means of theirs.
     """
-    config = config or EvaluateConfig()
     check_fit(supernet, data)
     device = next(supernet.parameters()).device
+    images, size = refit_images(data, config or EvaluateConfig())
+    batches = eval_batches(images, data, batch_size=size, device=device)
+    network = SubNetwork(supernet, architecture)
+    return fitted(network, supernet.empty_statistics(architecture), batches)
+
+
+def fitted(network: SubNetwork, statistics: Statistics, batches: Iterable[Batch]) -> Statistics:
+    """Add batches of equal size to BatchNorm's statistics, in place, and return them."""
+    for batch, _ in batches:
+        network(batch, statistics, fit=True)
+    return statistics
+
+
+def refit_images(data: Data, config: EvaluateConfig) -> tuple[Split, int]:
+    """Return the images statistics are fitted on, and how many of them make a batch."""
     train = data.split("train")
     wanted = min(config.refit_images, len(train))
     size = wanted // -(-wanted // config.batch_size)  # equal batches: each counts the same
-    images = first_images(train, wanted // size * size)
-    statistics = supernet.empty_statistics(architecture)
-    for batch, _ in eval_batches(images, data, batch_size=size, device=device):
-        supernet(batch, architecture, statistics, fit=True)
-    return statistics
+    return first_images(train, wanted // size * size), size
 
 
 def first_images(split: Split, count: int) -> Split:

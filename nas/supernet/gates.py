@@ -3,8 +3,9 @@
 A gate z multiplies one channel of a feature map: 1 leaves the network as it is, 0 is the network
 without the channel. Gates stand behind BatchNorm and activation, at the input of what reads the
 channel, so that 0 takes all of it out. There is one row for each inner dimension in `GATES`, and
-one for each kind of block in `DIMS`; a kind whose numbers are fixed needs none. What a stage's own
-channels are made of, the stream that its blocks read and add to, stands in `READS` and `WRITES`.
+one for each kind of block in `DIMS`; a kind whose numbers are fixed needs none, and what can be
+looked at but neither sliced nor moved stands in `FIXED`. What a stage's own channels are made of,
+the stream that its blocks read and add to, stands in `READS` and `WRITES`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -102,6 +103,11 @@ def dims(block: Block) -> tuple[Dim, ...]:
         inner = len(getattr(block, "widths")) - 1  # noqa: B009 (Block itself has no widths)
         return DIMS["stem"][:inner]
     return tuple(dim for dim in DIMS.get(block.kind, ()) if dim.size(block) > 0)
+
+
+def fixed_dims(block: Block) -> tuple[Dim, ...]:
+    """Return the dimensions whose channels have gates, but are all there and in their places."""
+    return FIXED.get(block.kind, ())
 
 
 def moved(name: str, tensor: Tensor, moves: Iterable[Move]) -> Tensor:
@@ -247,6 +253,19 @@ def _group_attn_moves(part: Part, order: Indices) -> tuple[Move, ...]:
     return tuple(found)
 
 
+def _group_value_points(part: Part) -> tuple[Point, ...]:
+    """A head's values go to the projection and on to the next head: gated where they are made."""
+
+    def spread(gates: Tensor, *, head: int) -> Tensor:
+        rest = gates.new_ones(len(gates), 2 * part.key)
+        return torch.cat([rest, gates[:, head]], 1)
+
+    return tuple(
+        Point(module=f"qkvs.{head}", is_output=True, spread=partial(spread, head=head))
+        for head in range(part.heads)
+    )
+
+
 # ---------------------------------------------------------------- one row a dimension
 _CONVS = partial(_hidden_moves, project="project.conv.weight")
 _INTO_PROJECT = (Point(module="project"),)
@@ -288,6 +307,11 @@ GATES: dict[str, Gate] = {
         points=_group_attn_points,
         moves=_group_attn_moves,
     ),
+    "group_attn.value": Gate(
+        shape=lambda part: (part.heads, part.value),
+        points=_group_value_points,
+        moves=lambda part, order: (),
+    ),
     **{f"stem.{place}": _stem_gate(place) for place in range(4)},
 }
 
@@ -315,6 +339,8 @@ DIMS: dict[str, tuple[Dim, ...]] = {
         Dim("ffn.1", 4, "ffn.hidden"),
     ),
 }
+
+FIXED: dict[str, tuple[Dim, ...]] = {"cga": (Dim("value", 2, "group_attn.value"),)}
 
 # ---------------------------------------------------------------- one row a kind of part
 # Tensors along whose axis the channels stand that a part reads, and those that it gives.

@@ -185,6 +185,35 @@ class SuperNet(nn.Module):
         ]
 
 
+class SubNetwork:
+    """A sub-network whose slices are cut out once, to be run on many batches.
+
+    It gives what `supernet(x, architecture, statistics)` gives, bit for bit, as long as the weights
+    stay as they are. It has no gradients, and belongs to the thread that made it.
+
+    Args:
+        supernet: Where the slices come from.
+        architecture: One of its space.
+    """
+
+    def __init__(self, supernet: SuperNet, architecture: Architecture) -> None:
+        device = next(supernet.parameters()).device
+        self._blocks = []
+        for slot, block in supernet.walk(architecture):
+            runner = template_of(block, device)
+            own = {name: value.detach() for name, value in supernet.tensors(slot).items()}
+            tensors = slice_block(own, runner.shapes, supernet.hull_blocks[slot], block)
+            # the memory an extracted network would have, so that the same kernels are chosen
+            self._blocks.append((runner, {name: v.contiguous() for name, v in tensors.items()}))
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, statistics: Statistics, *, fit: bool = False) -> Tensor:
+        """Return the class scores of a batch; arguments are those of `SuperNet.forward`."""
+        for (runner, tensors), own in zip(self._blocks, statistics, strict=True):
+            x = runner.run(x, tensors, own, fit=fit)
+        return x
+
+
 def _key(slot: str) -> str:
     """Return a slot's name as torch's module names may be: without dots."""
     return slot.replace(".", "-")

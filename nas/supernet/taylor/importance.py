@@ -18,7 +18,7 @@ from nas.network import part_prefixes
 from nas.space import Architecture, SearchSpace
 from nas.supernet.choice import kind_genes
 from nas.supernet.evaluate import EvaluateConfig, first_images, fit_statistics
-from nas.supernet.gates import GATES, Point, dims
+from nas.supernet.gates import GATES, Point, dims, fixed_dims
 from nas.supernet.model import Statistics, SuperNet
 from nas.supernet.template import template_of
 
@@ -34,10 +34,13 @@ class TaylorConfig:
     Attributes:
         images: Training images, not augmented; always the same ones.
         batch_size: Images run at once; it changes results in their last bits only.
+        fixed: Whether to measure what no slice drops and no order moves too: cga's values.
+            `order` and `groups` do not take it.
     """
 
     images: int = 256
     batch_size: int = 64
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("images", 2), ("batch_size", 1)):
@@ -88,7 +91,9 @@ def measure_importance(
         for batch, labels in eval_batches(
             images, data, batch_size=config.batch_size, device=device
         ):
-            gradients = sample_gradients(supernet, batch, labels, architecture, statistics)
+            gradients = sample_gradients(
+                supernet, batch, labels, architecture, statistics, fixed=config.fixed
+            )
             for name, gradient in gradients.items():
                 squares = gradient.double().square().sum(0).cpu()
                 own[name] = own[name] + squares if name in own else squares
@@ -109,6 +114,8 @@ def sample_gradients(
     labels: Tensor,
     architecture: Architecture,
     statistics: Statistics,
+    *,
+    fixed: bool = False,
 ) -> dict[str, Tensor]:
     """Return the derivatives of each image's loss by its own gates: (batch, *shape of the gates).
 
@@ -119,9 +126,9 @@ def sample_gradients(
         # torch 2.14's BatchNorm on the CPU gives wrong gradients, with statistics or without, to
         # a batch of one whose output's gradient is a transposed tensor, as attention makes it.
         twice = images.repeat(2, 1, 1, 1), labels.repeat(2)
-        pair = sample_gradients(supernet, *twice, architecture, statistics)
+        pair = sample_gradients(supernet, *twice, architecture, statistics, fixed=fixed)
         return {name: own[:1] for name, own in pair.items()}
-    gates = unit_gates(supernet, architecture, images)
+    gates = unit_gates(supernet, architecture, images, fixed=fixed)
     for each in gates.values():
         each.requires_grad_()
     with torch.enable_grad():
@@ -165,7 +172,9 @@ def gated_losses(
     return F.cross_entropy(x, labels, reduction="none")
 
 
-def unit_gates(supernet: SuperNet, architecture: Architecture, images: Tensor) -> dict[str, Tensor]:
+def unit_gates(
+    supernet: SuperNet, architecture: Architecture, images: Tensor, *, fixed: bool = False
+) -> dict[str, Tensor]:
     """Return gates of 1 for every dimension of a path: (batch, *shape of the dimension)."""
     shapes: dict[str, tuple[int, ...]] = {}
     for slot, block in supernet.walk(architecture):
@@ -173,7 +182,7 @@ def unit_gates(supernet: SuperNet, architecture: Architecture, images: Tensor) -
         if stream:
             shapes[stream] = (block.in_channels,)
         parts = block.parts()
-        for dim in dims(block):
+        for dim in (*dims(block), *(fixed_dims(block) if fixed else ())):
             shapes[f"{slot}.{dim.field}"] = GATES[dim.gate].shape(parts[dim.part])
     return {name: images.new_ones(len(images), *shape) for name, shape in shapes.items()}
 
@@ -221,7 +230,7 @@ def _gated(
     handles: list[RemovableHandle] = []
     parts, prefixes = block.parts(), part_prefixes(block)
     try:
-        for dim in dims(block):
+        for dim in (*dims(block), *fixed_dims(block)):
             given = gates.get(f"{slot}.{dim.field}")
             if given is None:
                 continue
