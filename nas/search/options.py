@@ -21,7 +21,7 @@ class SearchOptions:
     """How to search. The first four settings are part of a study and may not change in it.
 
     Attributes:
-        sampler: "predictor", "tpe", "nsga2" or "random".
+        sampler: "predictor", "tpe", "nsga2", "gp" or "random".
         mode: "best" maximises accuracy within the budgets; "front" also minimises the first cost.
         rank_by: What the sampler learns from. "loss" needs `evaluate` to return one; it is steadier
             than an accuracy counted on few images, where many candidates tie.

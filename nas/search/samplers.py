@@ -182,6 +182,12 @@ def _predictor(problem: Problem) -> Mind:
     return PredictorMind(problem)
 
 
+def _gp(problem: Problem) -> Mind:
+    from nas.search.gp import GpMind
+
+    return GpMind(problem)
+
+
 SAMPLERS = MappingProxyType(
-    {"predictor": _predictor, "tpe": _tpe, "nsga2": _nsga2, "random": RandomMind}
+    {"predictor": _predictor, "tpe": _tpe, "nsga2": _nsga2, "gp": _gp, "random": RandomMind}
 )

@@ -494,7 +494,7 @@ def test_progress_counts_every_candidate(table: Any) -> None:
     [
         (
             {"sampler": "tpee"},
-            "sampler must be one of predictor, tpe, nsga2, random, but is 'tpee'",
+            "sampler must be one of predictor, tpe, nsga2, gp, random, but is 'tpee'",
         ),
         ({"mode": "both"}, "mode must be one of best, front"),
         ({"rank_by": "top5"}, "rank_by must be one of accuracy, loss"),
