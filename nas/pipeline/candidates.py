@@ -18,7 +18,7 @@ from nas.search import run as run_search
 from nas.seeds import stage_seed
 from nas.space import Architecture
 from nas.study import Study, Trial
-from nas.supernet import score
+from nas.supernet import score, taylor
 
 # How far a candidate's price is from the middle of the level searched, as a share of the budget.
 OFF_LEVEL = "off_level"
@@ -138,11 +138,20 @@ def _evaluate(
                 complete=lambda choice, level: space.choice(space.architecture(choice)),
                 key=lambda choice: space.architecture(choice).id,
                 describe=describe,
+                lost=_lost(run, materials) if config.sampler == "slimming" else None,
                 executor=executor,
                 progress=progress,
             ),
             study=study,
         )
+
+
+def _lost(run: Run, materials: Materials) -> taylor.Lost:
+    """Return what each option of each gene is predicted to lose, for the sampler slimming."""
+    space, kinds = materials.space, run.result("train", make_with="train")["kinds"]
+    path = taylor.fitted_path(space, kinds)
+    branches = taylor.measure_branches(materials.supernet, path, materials.data)
+    return taylor.predicted_losses(space, path, branches, kinds)
 
 
 def _executor(config: RunConfig) -> AbstractContextManager[Executor | None]:

@@ -138,6 +138,7 @@ def begin(
         batch=options.batch,
         complete=_completion(options, limits.get(objective)),
         key=options.key or whole_key,
+        lost=options.lost,
     )
     return Proposer(problem, screen, options)
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import queue
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -22,6 +23,7 @@ ATTEMPTS = 3  # at a candidate whose actor dies; after that it is the candidate'
 STARTS = 3  # actors in a row that do not start: what they have to hold cannot be loaded there
 POLL_S = 0.2
 JOIN_S = 20.0
+KNOCK_S = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -228,14 +230,22 @@ def _join(address: str | None) -> bool:
     if address is None:
         settings["include_dashboard"] = False
     try:
+        _knock(address)
         ray.init(address=address or "local", **settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
         raise DeviceError(
-            f"no Ray at {address or 'this machine'}: {_first_line(error)} Start a cluster with "
+            f"no Ray at {address or 'this machine'} ({_first_line(error)}). Start a cluster with "
             "`ray start --head` and give its HOST:PORT, or leave the address out to use this "
             "machine."
         ) from error
     return True
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError if nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
 
 
 def _first_line(error: BaseException) -> str:
