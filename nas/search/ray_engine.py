@@ -148,8 +148,8 @@ class RayExecutor(Executor):
 
     def _start(self) -> Any:  # Any: Ray's handle
         """Return an actor that is ready; None if it failed, or the pool is closing."""
-        remote = ray.remote(Evaluator).options(num_cpus=1, max_restarts=0)
-        actor = remote.remote(self._stored)
+        kind: Any = ray.remote(Evaluator)  # Any: Ray makes its methods as it goes
+        actor = kind.options(num_cpus=1, max_restarts=0).remote(self._stored)
         with self._lock:
             self._actors.add(actor)
         ready = actor.is_ready.remote()

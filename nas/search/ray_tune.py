@@ -76,7 +76,7 @@ def tune_searcher(
     return EngineSearcher(start, study, evaluations=evaluations, options=options, metric=metric)
 
 
-class EngineSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
+class EngineSearcher(Searcher):
     """Proposes, refuses and records as `nas.search.run` does; Tune evaluates.
 
     Its whole state is a journal of what was asked and told, in order: a mind that hears the same
@@ -118,17 +118,17 @@ class EngineSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
             self._metric = metric
         return False  # Ray then refuses a param_space that has something to search
 
-    def suggest(self, trial_id: str) -> dict[str, Option] | str:
+    def suggest(self, trial_id: str) -> Any:  # Any: a dict or, against Ray's own type, a text
         """Return the next candidate as a config; FINISHED if there is none to come."""
         if self._asked >= self._evaluations:
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED
         if self._failures >= FAILURES_IN_A_ROW:
             self._end(f"{self._failures} trials in a row failed")
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED
         candidate = self._proposer.next()
         if candidate is None:
             self._end(self._proposer.ended)
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED
         self._await(trial_id, candidate)
         self._journal.append({"ask": trial_id, "choice": dict(candidate.choice)})
         return dict(candidate.choice)
@@ -181,15 +181,16 @@ class EngineSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
         """Return what a trial's last report means."""
         if error:
             return Outcome(reason="the trial failed; Tune's error file of the trial says how")
-        if not result or self._metric not in result:
-            return Outcome(reason=f"the trial reported no {self._metric}")
-        answer = {"accuracy": result[self._metric]}
+        metric = str(self._metric)
+        if not result or metric not in result:
+            return Outcome(reason=f"the trial reported no {metric}")
+        answer = {"accuracy": result[metric]}
         if result.get("loss") is not None:
             answer["loss"] = result["loss"]
         try:
             outcome = understand(answer, self._options.rank_by)
         except (TypeError, ValueError):
-            return Outcome(reason=f"{self._metric} is {result[self._metric]!r:.80}, not a number")
+            return Outcome(reason=f"{metric} is {result[metric]!r:.80}, not a number")
         return replace(outcome, evaluation_s=result.get("time_total_s"))
 
     def _await(self, trial_id: str, candidate: Candidate) -> None:

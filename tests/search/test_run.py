@@ -18,7 +18,7 @@ from nas.study import Study
 GENERAL = [name for name in SAMPLERS if name != "slimming"]  # that one needs a table
 
 Choice = Mapping[str, Any]
-EVERY = [(name, mode) for name in SAMPLERS for mode in ("best", "front")]
+EVERY = [(name, mode) for name in GENERAL for mode in ("best", "front")]
 
 
 def rows(study: Study) -> list[tuple[Any, ...]]:

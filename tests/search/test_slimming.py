@@ -70,18 +70,20 @@ def test_the_first_proposal_is_where_steps_of_least_loss_a_ms_end(
 def test_with_a_table_it_beats_random_and_with_feedback_itself(
     make_table: Callable[..., Any],
 ) -> None:
-    table = make_table(10, 4, seed=2)
-    budgets = {"latency_ms": table.quantile(0.3)}
-    best = {}
-    for name in ("slimming", "random"):
-        options = SearchOptions(sampler=name, lost=losses(table))
-        study = run(
-            table.genes, table.evaluate, table.price, budgets, evaluations=60, options=options
-        )
-        best[name] = study.best().accuracy or 0.0
-        if name == "slimming":
-            assert best[name] > (study.trials[0].accuracy or 0.0)
-    assert best["slimming"] > best["random"]
+    found: dict[str, list[float]] = {"slimming": [], "random": [], "first": []}
+    for seed in range(6):
+        table = make_table(10, 4, seed=seed)
+        budgets = {"latency_ms": table.quantile(0.3)}
+        for name in ("slimming", "random"):
+            options = SearchOptions(sampler=name, lost=losses(table))
+            study = run(
+                table.genes, table.evaluate, table.price, budgets, evaluations=40, options=options
+            )
+            found[name].append(study.best().accuracy or 0.0)
+            if name == "slimming":
+                found["first"].append(study.trials[0].accuracy or 0.0)
+    assert np.mean(found["slimming"]) > np.mean(found["first"])
+    assert np.mean(found["slimming"]) > np.mean(found["random"])
 
 
 def test_the_front_has_networks_at_many_levels_of_cost(make_table: Callable[..., Any]) -> None:
