@@ -3,6 +3,7 @@
 import logging
 import os
 import queue
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -229,6 +230,7 @@ def _join(address: str | None) -> bool:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         settings["include_dashboard"] = False
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         _knock(address)
         ray.init(address=address or "local", **settings)
@@ -238,6 +240,9 @@ def _join(address: str | None) -> bool:
             "`ray start --head` and give its HOST:PORT, or leave the address out to use this "
             "machine."
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own: exit code 15
     return True
 
 
