@@ -48,3 +48,7 @@ def test_a_torch_free_module_loads_neither_torch_nor_timm(module: str) -> None:
     if find_spec(f"nas.{module.partition('.')[0]}") is None:
         pytest.skip(f"nas.{module} is not written yet")
     assert loaded_by(f"import nas.{module}", ["torch", "timm"]) == []
+
+
+def test_the_search_engine_loads_no_ray() -> None:
+    assert loaded_by("import nas.search", ["ray"]) == []

@@ -82,7 +82,13 @@ Storage = Annotated[
     typer.Option(help="Study database URL; NAS_STORAGE or sqlite:///runs/nas.db by default."),
 ]
 Evaluations = Annotated[int | None, typer.Option(help="How many architectures to evaluate.")]
-Sampler = Annotated[str | None, typer.Option(help="predictor, tpe, nsga2 or random.")]
+Sampler = Annotated[str | None, typer.Option(help="predictor, tpe, nsga2, gp, slimming or random.")]
+Engine = Annotated[
+    str | None, typer.Option(help="Where candidates are scored: local, or ray (actors).")
+]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster for --engine ray: auto or HOST:PORT.")
+]
 Winners = Annotated[int | None, typer.Option(help="How many networks to leave behind.")]
 Overrides = Annotated[
     list[str] | None,

@@ -105,6 +105,8 @@ def search(
     name: flags.Name = None,
     evaluations: flags.Evaluations = None,
     sampler: flags.Sampler = None,
+    engine: flags.Engine = None,
+    address: flags.Address = None,
     winners: flags.Winners = None,
     target: flags.TargetName = None,
     table: flags.Table = None,
@@ -135,6 +137,7 @@ def search(
         flagged = {
             "latency_budget": latency_budget, "budgets": budget,
             "evaluations": evaluations, "sampler": sampler, "winners": winners,
+            "engine": engine, "address": address,
             "target": target, "table": table, "seed": seed, "storage": storage,
         }  # fmt: skip
         config = pipeline.config_of(run, changes(flagged, overrides), begin=False, study=name)

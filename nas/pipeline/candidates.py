@@ -1,12 +1,15 @@
 """The search stage: evaluate architectures under the budget, measure the best ones whole."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from nas.errors import ConfigError, InfeasibleBudget
 from nas.latency import Timing, time_networks
 from nas.pipeline import budget as budgets
 from nas.pipeline.budget import Budget, Pricer
+from nas.pipeline.config import RunConfig
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress, Run
@@ -15,6 +18,7 @@ from nas.search import run as run_search
 from nas.seeds import stage_seed
 from nas.space import Architecture
 from nas.study import Study, Trial
+from nas.supernet import taylor
 
 # How far a candidate's price is from the middle of the level searched, as a share of the budget.
 OFF_LEVEL = "off_level"
@@ -119,23 +123,44 @@ def _evaluate(
         architecture = space.architecture(choice)
         return {"architecture": architecture.to_json(), "architecture_id": architecture.id}
 
-    run_search(
-        space.genes(),
-        evaluate,
-        price,
-        {**budget.limits, OFF_LEVEL: half},
-        evaluations=config.evaluations,
-        seed=stage_seed(config.seed, "search"),
-        options=SearchOptions(
-            sampler=config.sampler,
-            rank_by="loss",
-            complete=lambda choice, level: space.choice(space.architecture(choice)),
-            key=lambda choice: space.architecture(choice).id,
-            describe=describe,
-            progress=progress,
-        ),
-        study=study,
-    )
+    with _executor(config) as executor:
+        run_search(
+            space.genes(),
+            evaluate,
+            price,
+            {**budget.limits, OFF_LEVEL: half},
+            evaluations=config.evaluations,
+            seed=stage_seed(config.seed, "search"),
+            options=SearchOptions(
+                sampler=config.sampler,
+                rank_by="loss",
+                batch=1 if executor is None else config.actors,
+                complete=lambda choice, level: space.choice(space.architecture(choice)),
+                key=lambda choice: space.architecture(choice).id,
+                describe=describe,
+                lost=_lost(run, materials) if config.sampler == "slimming" else None,
+                executor=executor,
+                progress=progress,
+            ),
+            study=study,
+        )
+
+
+def _lost(run: Run, materials: Materials) -> taylor.Lost:
+    """Return what each option of each gene is predicted to lose, for the sampler slimming."""
+    space, kinds = materials.space, run.result("train", make_with="train")["kinds"]
+    path = taylor.fitted_path(space, kinds)
+    branches = taylor.measure_branches(materials.supernet, path, materials.data)
+    return taylor.predicted_losses(space, path, branches, kinds)
+
+
+def _executor(config: RunConfig) -> AbstractContextManager[Executor | None]:
+    """Return where candidates are scored; None is this process."""
+    if config.engine == "local":
+        return nullcontext()
+    from nas.search import RayExecutor
+
+    return RayExecutor(config.actors, address=config.address)
 
 
 def _none_met(measured: Sequence[Mapping[str, Any]], budget: Budget) -> InfeasibleBudget:

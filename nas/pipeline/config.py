@@ -15,6 +15,7 @@ from nas.supernet import TrainConfig
 from nas.winner.distill import DistillConfig
 
 SCHEMA = 1
+ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,8 @@ class RunConfig:
     latency budget a candidate must use: without it a search may return a network that leaves
     half of the budget idle because the accuracies are level. `init` is the network whose weights
     the supernet starts from, a timm name or a folder that timm loads; none where it is None.
+    `engine` says where candidates are scored: "local" is this process, "ray" up to `actors` Ray
+    actors, on this machine or on the cluster at `address`.
     """
 
     schema: int = SCHEMA
@@ -40,6 +43,9 @@ class RunConfig:
     least_use: float = 0.8
     evaluations: int = 300
     sampler: str = "predictor"
+    engine: str = "local"
+    address: str | None = None
+    actors: int = 8
     study: str = ""
     storage: str | None = None
     winners: int = 1
@@ -58,9 +64,13 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ConfigError(f"config schema must be {SCHEMA}, but is {self.schema}.")
-        for name in ("evaluations", "winners", "candidates"):
+        for name in ("evaluations", "winners", "candidates", "actors"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+        if self.engine not in ENGINES:
+            raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, but is {self.engine}.")
+        if self.address is not None and self.engine != "ray":
+            raise ConfigError(f"address {self.address} is a Ray cluster's: add --engine ray.")
         if self.check_networks < MIN_NETWORKS:
             raise ConfigError(
                 f"check_networks must be at least {MIN_NETWORKS}, but is {self.check_networks}."

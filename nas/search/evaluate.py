@@ -68,7 +68,7 @@ def call(evaluate: Evaluate, choice: Choice, rank_by: RankBy) -> Outcome:
     """Evaluate one choice and return what came of it, whatever that is."""
     started_s = time.perf_counter()
     try:
-        outcome = _understand(evaluate(choice), rank_by)
+        outcome = understand(evaluate(choice), rank_by)
     except Exception as error:  # the top of a worker: whatever went wrong is recorded
         logger.debug("evaluate raised:\n%s", traceback.format_exc())
         outcome = Outcome(reason=f"{type(error).__name__}: {error}")
@@ -82,7 +82,7 @@ def call(evaluate: Evaluate, choice: Choice, rank_by: RankBy) -> Outcome:
     )
 
 
-def _understand(answer: float | Mapping[str, Any], rank_by: RankBy) -> Outcome:
+def understand(answer: float | Mapping[str, Any], rank_by: RankBy) -> Outcome:
     """Return an answer of `evaluate` as an outcome; what is not finite is a failure."""
     rest = dict(answer) if isinstance(answer, Mapping) else {"accuracy": answer}
     accuracy, loss = rest.pop("accuracy", None), rest.pop("loss", None)
@@ -100,7 +100,7 @@ def _result(future: "Future[Outcome]", timeout_s: float | None) -> Outcome:
     try:
         return future.result(timeout=timeout_s)
     except TimeoutError:
-        return _silence(timeout_s or 0.0)
+        return silence(timeout_s or 0.0)
     except BrokenExecutor:
         raise
     except Exception as error:  # the answer could not be carried here
@@ -117,8 +117,9 @@ def _in_thread(evaluate: Evaluate, choice: Choice, rank_by: RankBy, timeout_s: f
     try:
         return answers.get(timeout=timeout_s)
     except queue.Empty:
-        return _silence(timeout_s)
+        return silence(timeout_s)
 
 
-def _silence(timeout_s: float) -> Outcome:
+def silence(timeout_s: float) -> Outcome:
+    """Return the outcome of an evaluation that did not answer in time."""
     return Outcome(reason=f"no answer within {timeout_s:g} s", evaluation_s=timeout_s)

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from nas.errors import ConfigError
 from nas.search.samplers import SAMPLERS
-from nas.study import Choice
+from nas.study import Choice, Option
 
 Mode: TypeAlias = Literal["best", "front"]
 MODES: tuple[Mode, ...] = ("best", "front")
@@ -21,7 +21,7 @@ class SearchOptions:
     """How to search. The first four settings are part of a study and may not change in it.
 
     Attributes:
-        sampler: "predictor", "tpe", "nsga2" or "random".
+        sampler: "predictor", "tpe", "nsga2", "gp", "slimming" or "random".
         mode: "best" maximises accuracy within the budgets; "front" also minimises the first cost.
         rank_by: What the sampler learns from. "loss" needs `evaluate` to return one; it is steadier
             than an accuracy counted on few images, where many candidates tie.
@@ -31,6 +31,8 @@ class SearchOptions:
             evaluate and record; level is the budget on the first cost (None without one).
         key: What makes two completed candidates the same one; the whole choice by default.
         describe: More to record of a candidate: {"architecture": ..., "architecture_id": ...}.
+        lost: What each option of each gene is predicted to lose, {gene: {option: loss}}, in any
+            one unit; the sampler "slimming" needs it and no other looks at it.
         executor: Where `evaluate` runs; in this thread by default. For a process pool `evaluate`
             must be importable.
         timeout_s: An evaluation without an answer after this long has failed.
@@ -44,6 +46,7 @@ class SearchOptions:
     complete: Callable[[Choice, float | None], Choice] | None = None
     key: Callable[[Choice], Hashable] | None = None
     describe: Callable[[Choice], Mapping[str, Any]] | None = None  # Any: plain JSON
+    lost: Mapping[str, Mapping[Option, float]] | None = None
     executor: Executor | None = None
     timeout_s: float | None = None
     progress: Progress | None = None
@@ -52,6 +55,11 @@ class SearchOptions:
         if self.sampler not in SAMPLERS:
             raise ConfigError(
                 f"sampler must be one of {', '.join(SAMPLERS)}, but is {self.sampler!r}."
+            )
+        if self.sampler == "slimming" and self.lost is None:
+            raise ConfigError(
+                "the sampler slimming needs predicted losses: give SearchOptions(lost={gene: "
+                "{option: loss}}), or use another sampler; predictor needs none."
             )
         if self.mode not in MODES:
             raise ConfigError(f"mode must be one of {', '.join(MODES)}, but is {self.mode!r}.")

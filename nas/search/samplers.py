@@ -10,7 +10,7 @@ import numpy as np
 from nas.files import canonical_json
 from nas.search.rows import PriceChoices
 from nas.seeds import stage_seed
-from nas.study import Choice, Genes, quiet_optuna
+from nas.study import Choice, Genes, Option, quiet_optuna
 from nas.study.trial import Codec
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Problem:
         batch: How many proposals the engine asks for before it tells the first one's result.
         complete: Makes a choice the candidate that is evaluated; None where it is that already.
         key: What makes two completed candidates the same one.
+        lost: Predicted loss of each gene's options, for `slimming`.
     """
 
     genes: Genes
@@ -80,6 +81,7 @@ class Problem:
     batch: int = 1
     complete: Callable[[Choice], Choice] | None = None
     key: Callable[[Choice], Hashable] = whole_key
+    lost: Mapping[str, Mapping[Option, float]] | None = None
 
 
 class RandomMind:
@@ -182,6 +184,25 @@ def _predictor(problem: Problem) -> Mind:
     return PredictorMind(problem)
 
 
+def _gp(problem: Problem) -> Mind:
+    from nas.search.gp import GpMind
+
+    return GpMind(problem)
+
+
+def _slimming(problem: Problem) -> Mind:
+    from nas.search.slimming import SlimmingMind
+
+    return SlimmingMind(problem)
+
+
 SAMPLERS = MappingProxyType(
-    {"predictor": _predictor, "tpe": _tpe, "nsga2": _nsga2, "random": RandomMind}
+    {
+        "predictor": _predictor,
+        "tpe": _tpe,
+        "nsga2": _nsga2,
+        "gp": _gp,
+        "slimming": _slimming,
+        "random": RandomMind,
+    }
 )

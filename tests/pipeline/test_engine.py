@@ -1,0 +1,42 @@
+"""Where candidates are scored changes nothing but the time."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas.errors import ConfigError
+from nas.pipeline import RunConfig
+from nas.study import Study
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "rays"}, "engine must be one of local, ray, but is rays"),
+        ({"address": "auto"}, "address auto is a Ray cluster's: add --engine ray"),
+        ({"engine": "ray", "actors": 0}, "actors must be at least 1"),
+    ],
+)
+def test_settings_of_the_engine_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RunConfig(**settings)
+
+
+@pytest.mark.slow
+def test_actors_score_what_this_process_scores(
+    undisturbed: tuple[Path, dict[str, Any]], start: Callable[..., Any]
+) -> None:
+    folder, _ = undisturbed
+    found = {}
+    for name, words in (("alone", ()), ("rays", ("--engine", "ray", "actors=2"))):
+        child = start(folder, "search", "--run", "runs/small", "--name", name, "--json", *words)
+        out, err = child.communicate(timeout=300)
+        assert child.returncode == 0, err
+        assert json.loads(out)["study"] == name
+        study = Study.load(name, storage=f"sqlite:///{folder}/runs/nas.db")
+        found[name] = [(row.architecture_id, row.accuracy, row.costs) for row in study.trials]
+    assert len(found["alone"]) == 6
+    assert found["rays"] == found["alone"]
