@@ -67,6 +67,10 @@ Storage = Annotated[
 ]
 Evaluations = Annotated[int | None, typer.Option(help="How many architectures to evaluate.")]
 Sampler = Annotated[str | None, typer.Option(help="predictor, tpe, nsga2 or random.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that evaluate, one thread each; 0: the search itself."),
+]
 Winners = Annotated[int | None, typer.Option(help="How many networks to leave behind.")]
 Overrides = Annotated[
     list[str] | None,

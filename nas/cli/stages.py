@@ -98,6 +98,7 @@ def search(
     name: flags.Name = None,
     evaluations: flags.Evaluations = None,
     sampler: flags.Sampler = None,
+    workers: flags.Workers = None,
     winners: flags.Winners = None,
     target: flags.TargetName = None,
     table: flags.Table = None,
@@ -121,7 +122,8 @@ def search(
 
         flagged = {
             "latency_budget": latency_budget, "budgets": budget,
-            "evaluations": evaluations, "sampler": sampler, "winners": winners,
+            "evaluations": evaluations, "sampler": sampler, "workers": workers,
+            "winners": winners,
             "target": target, "table": table, "seed": seed, "storage": storage,
         }  # fmt: skip
         config = pipeline.config_of(run, changes(flagged, overrides), begin=False, study=name)

@@ -11,6 +11,7 @@ from nas.pipeline.report import report
 from nas.pipeline.run import Run, config_of
 from nas.pipeline.whole import run_all
 from nas.pipeline.winners import distill, export, verify_folder
+from nas.pipeline.workers import work
 
 __all__ = [
     "Run",
@@ -31,4 +32,5 @@ __all__ = [
     "study_device",
     "train",
     "verify_folder",
+    "work",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 from nas.errors import ConfigError, InfeasibleBudget
 from nas.latency import Timing, time_networks
 from nas.pipeline import budget as budgets
+from nas.pipeline import workers
 from nas.pipeline.budget import Budget, Pricer
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
@@ -15,7 +16,6 @@ from nas.search import run as run_search
 from nas.seeds import stage_seed
 from nas.space import Architecture
 from nas.study import Study, Trial
-from nas.supernet import score
 
 # How far a candidate's price is from the middle of the level searched, as a share of the budget.
 OFF_LEVEL = "off_level"
@@ -56,6 +56,7 @@ def _search(run: Run, materials: Materials, name: str, progress: Progress) -> di
     study = _study(
         name,
         named=bool(run.config.study),
+        resume=run.resume,
         storage=run.config.storage,
         attrs=_about(run, materials),
     )
@@ -102,8 +103,7 @@ def _evaluate(
     progress: Progress,
 ) -> None:
     """Fill the study: candidates at the level below the budget, scored by the supernet."""
-    config, space, data = run.config, materials.space, materials.data
-    supernet = materials.supernet
+    config, space = run.config, materials.space
     middle = (1 - config.margin + config.least_use) / 2
     half = (1 - config.margin - config.least_use) / 2
 
@@ -112,31 +112,31 @@ def _evaluate(
         costs = {metric: pricer(codes) for metric, pricer in prices.items()}
         return {**costs, OFF_LEVEL: abs(costs[budget.metric] / budget.latency_ms - middle)}
 
-    def evaluate(choice: Mapping[str, Any]) -> dict[str, float]:
-        found = score(supernet, space.architecture(choice), data)
-        return {"accuracy": found.accuracy, "loss": found.loss}
-
     def describe(choice: Mapping[str, Any]) -> dict[str, Any]:
         architecture = space.architecture(choice)
         return {"architecture": architecture.to_json(), "architecture_id": architecture.id}
 
-    run_search(
-        space.genes(),
-        evaluate,
-        price,
-        {**budget.limits, OFF_LEVEL: half},
-        evaluations=config.evaluations,
-        seed=stage_seed(config.seed, "search"),
-        options=SearchOptions(
-            sampler=config.sampler,
-            rank_by="loss",
-            complete=lambda choice, level: space.choice(space.architecture(choice)),
-            key=lambda choice: space.architecture(choice).id,
-            describe=describe,
-            progress=progress,
-        ),
-        study=study,
-    )
+    with workers.executor(run, study) as executor:
+        run_search(
+            space.genes(),
+            workers.evaluator(materials),
+            price,
+            {**budget.limits, OFF_LEVEL: half},
+            evaluations=config.evaluations,
+            seed=stage_seed(config.seed, "search"),
+            options=SearchOptions(
+                sampler=config.sampler,
+                rank_by="loss",
+                batch=workers.batch(config, study),
+                complete=lambda choice, level: space.choice(space.architecture(choice)),
+                key=lambda choice: space.architecture(choice).id,
+                describe=describe,
+                executor=executor,
+                timeout_s=config.timeout_s if executor is None else None,  # else its workers'
+                progress=progress,
+            ),
+            study=study,
+        )
 
 
 def _none_met(measured: Sequence[Mapping[str, Any]], budget: Budget) -> InfeasibleBudget:
@@ -151,13 +151,22 @@ def _none_met(measured: Sequence[Mapping[str, Any]], budget: Budget) -> Infeasib
     )
 
 
-def _study(name: str, *, named: bool, storage: str | None, attrs: Mapping[str, Any]) -> Study:
-    """Return the study of this name to go on with; a run's own gets a number if that is taken."""
+def _study(
+    name: str, *, named: bool, resume: bool, storage: str | None, attrs: Mapping[str, Any]
+) -> Study:
+    """Return the study of this name to go on with; a run's own gets a number if that is taken.
+
+    Raises:
+        ConfigError: it was begun otherwise, and it is not another run's; the message shows how.
+    """
     for number in range(2, MOST_STUDIES):
         try:
             return Study.resume(name, storage=storage, attrs=attrs)
         except ConfigError:
             if named:
+                raise
+            there = Study.load(name, storage=storage)  # not there, or not to be opened: says why
+            if resume and there.attrs.get("supernet_digest") == attrs["supernet_digest"]:
                 raise
             name = f"{name.rpartition('-')[0] if number > 2 else name}-{number}"
     return Study.resume(name, storage=storage, attrs=attrs)

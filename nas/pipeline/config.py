@@ -10,6 +10,7 @@ from nas.errors import ConfigError
 from nas.files import into, parse_yaml, read_yaml, to_plain, unknown_key
 from nas.latency import ProfileConfig
 from nas.latency.check import MIN_NETWORKS
+from nas.study import mask_url
 from nas.supernet import TrainConfig
 from nas.winner.distill import DistillConfig
 
@@ -25,6 +26,9 @@ class RunConfig:
     latency budget a candidate must use: without it a search may return a network that leaves
     half of the budget idle because the accuracies are level. `init` is the network whose weights
     the supernet starts from, a timm name or a folder that timm loads; none where it is None.
+    `workers` processes evaluate candidates, none: the search itself; `batch` candidates are
+    proposed at once, None: as many as the study was begun with. `timeout_s` is how long one
+    evaluation may take.
     """
 
     schema: int = SCHEMA
@@ -41,6 +45,9 @@ class RunConfig:
     sampler: str = "predictor"
     study: str = ""
     storage: str | None = None
+    workers: int = 0
+    batch: int | None = None
+    timeout_s: float | None = None
     winners: int = 1
     candidates: int = 12
     check_networks: int = 10
@@ -59,6 +66,8 @@ class RunConfig:
         for name in ("evaluations", "winners", "candidates"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+        if self.workers < 0:
+            raise ConfigError(f"workers must be at least 0, but are {self.workers}.")
         if self.check_networks < MIN_NETWORKS:
             raise ConfigError(
                 f"check_networks must be at least {MIN_NETWORKS}, but is {self.check_networks}."
@@ -101,6 +110,13 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
         elif old != new:
             changed.append(f"{prefix}{key}: {old} -> {new}")
     return ", ".join(sorted(filter(None, changed)))
+
+
+def without_password(config: RunConfig) -> RunConfig:
+    """Return settings as files keep them: the database's address without its password."""
+    if config.storage is None:
+        return config
+    return dataclasses.replace(config, storage=mask_url(config.storage))
 
 
 def preset(name: str) -> Path:

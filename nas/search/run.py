@@ -12,7 +12,7 @@ from nas.search.ledger import FAILURES_IN_A_ROW, Ledger, check_costs, outcome_of
 from nas.search.options import SearchOptions
 from nas.search.samplers import SAMPLERS, Problem, Proposal, whole_key
 from nas.search.screen import Price, Pricer, Screen
-from nas.study import Choice, Genes, Option, Study, check_genes, describe_cost, is_latency
+from nas.study import Choice, Genes, Option, Study, check_genes, describe_cost, hold, is_latency
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ def run(
         InfeasibleBudget: no candidate meets the budgets; nothing was evaluated.
         ConfigError: a setting breaks a rule, or the study was begun with other ones.
         NasError: three evaluations in a row failed.
-        TryAgain: the database is away; everything recorded is safe.
+        TryAgain: another process searches this study, or the database is away; everything recorded
+            is safe.
     """
     if evaluations < 1:
         raise ConfigError(f"evaluations must be at least 1, but is {evaluations}.")
@@ -74,10 +75,10 @@ def run(
     identity |= {name: getattr(options, name) for name in IDENTITY}
     study.check(identity)
     screen = Screen(checked, pricer, limits, objective=objective, seed=seed)
-    study.declare(identity)  # after the screen: an impossible budget leaves the study as it was
     problem = _problem(checked, pricer, limits, objective, seed=seed, options=options)
-    search = _Search(problem, screen, study=study, options=options)
-    search.go(evaluate, evaluations)
+    with hold(study):
+        study.declare(identity)  # after the screen: an impossible budget leaves it as it was
+        _Search(problem, screen, study=study, options=options).go(evaluate, evaluations)
     return study
 
 
