@@ -66,8 +66,7 @@ class RunConfig:
         for name in ("evaluations", "winners", "candidates"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, but is {getattr(self, name)}.")
-        if self.workers < 0:
-            raise ConfigError(f"workers must be at least 0, but are {self.workers}.")
+        self._check_workers()
         if self.check_networks < MIN_NETWORKS:
             raise ConfigError(
                 f"check_networks must be at least {MIN_NETWORKS}, but is {self.check_networks}."
@@ -80,6 +79,14 @@ class RunConfig:
                 f"margin and least_use leave no room below the budget: {self.margin} + "
                 f"{self.least_use} must stay below 1."
             )
+
+    def _check_workers(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"workers must be at least 0, but are {self.workers}.")
+        if self.batch is not None and self.batch < 1:
+            raise ConfigError(f"batch must be at least 1, but is {self.batch}.")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ConfigError(f"timeout_s must be above zero, but is {self.timeout_s}.")
 
     def reads(self, stage: str) -> dict[str, Any]:
         """Return the settings a stage depends on, as plain values."""
