@@ -2,9 +2,14 @@
 
 import os
 import resource
+import shutil
+import socket
 import subprocess
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +87,62 @@ def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 def small_disk(disk_of: Callable[[int], Path]) -> Path:
     """Return a folder on a file system of 1 MiB."""
     return disk_of(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostgreSQL:
+    """A private server: its address, and how to restart it."""
+
+    folder: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://nas@127.0.0.1:{self.port}/postgres"
+
+    def _control(self, *words: str) -> None:
+        command = ["pg_ctl", "-D", str(self.folder / "data"), "-w", *words]
+        user = "nobody" if os.getuid() == 0 else None  # the server refuses root
+        with open(self.folder / "control.log", "ab") as log:
+            subprocess.run(
+                command, check=True, cwd=self.folder, user=user, stdout=log, stderr=log, timeout=60
+            )
+
+    def start(self) -> None:
+        settings = f"-p {self.port} -k {self.folder} -c fsync=off -c listen_addresses=127.0.0.1"
+        self._control("-l", str(self.folder / "server.log"), "-o", settings, "start")
+
+    def stop(self) -> None:
+        self._control("-m", "immediate", "stop")
+
+    def restart(self, down_s: float) -> None:
+        """Cut every connection, and be away for a while."""
+        self.stop()
+        time.sleep(down_s)
+        self.start()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """Return a private PostgreSQL server; it skips where its programs are not installed."""
+    if not all(map(shutil.which, ("initdb", "pg_ctl", "postgres"))):
+        pytest.skip("initdb, pg_ctl and postgres are not installed")
+    folder = Path(tempfile.mkdtemp(prefix="nas-pg-"))  # the socket's path must be short
+    is_root = os.getuid() == 0
+    if is_root:
+        shutil.chown(folder, "nobody")
+    command = ["initdb", "-D", str(folder / "data"), "-U", "nas", "-A", "trust", "--no-sync"]
+    done = subprocess.run(
+        [*command, "-E", "UTF8", "--locale=C"],
+        cwd=folder, user="nobody" if is_root else None, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        server = PostgreSQL(folder=folder, port=free.getsockname()[1])
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -26,6 +26,7 @@ HOMES = {
     "timm": {"network", "data", "winner"},
     "optuna": {"study", "search"},
     "sqlalchemy": {"study"},
+    "alembic": {"study"},
     "onnx": {"network", "latency", "winner"},
     "onnxruntime": {"latency", "winner"},
     "openvino": {"latency"},

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli import agent, device, inspect, prices, ranks, stages, studies, whole
+from nas.cli import agent, device, inspect, prices, ranks, stages, studies, whole, worker
 
 HELP = """
 Find the most accurate vision network that meets a latency budget on YOUR device.
@@ -63,6 +63,7 @@ app.command()(stages.train)
 app.command()(ranks.rank)
 app.command()(ranks.taylor)
 app.command()(stages.search)
+app.command()(worker.worker)
 app.command()(studies.studies)
 app.add_typer(study_app, name="study")
 study_app.command("show")(studies.study_show)

@@ -83,6 +83,10 @@ Storage = Annotated[
 ]
 Evaluations = Annotated[int | None, typer.Option(help="How many architectures to evaluate.")]
 Sampler = Annotated[str | None, typer.Option(help="predictor, tpe, nsga2, gp, slimming or random.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that evaluate, one thread each; 0: the search itself."),
+]
 Engine = Annotated[
     str | None, typer.Option(help="Where candidates are scored: local, or ray (actors).")
 ]

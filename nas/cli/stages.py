@@ -105,6 +105,7 @@ def search(
     name: flags.Name = None,
     evaluations: flags.Evaluations = None,
     sampler: flags.Sampler = None,
+    workers: flags.Workers = None,
     engine: flags.Engine = None,
     address: flags.Address = None,
     winners: flags.Winners = None,
@@ -137,7 +138,7 @@ def search(
         flagged = {
             "latency_budget": latency_budget, "budgets": budget,
             "evaluations": evaluations, "sampler": sampler, "winners": winners,
-            "engine": engine, "address": address,
+            "workers": workers, "engine": engine, "address": address,
             "target": target, "table": table, "seed": seed, "storage": storage,
         }  # fmt: skip
         config = pipeline.config_of(run, changes(flagged, overrides), begin=False, study=name)

@@ -8,13 +8,14 @@ from nas.pipeline.device_study import study_device
 from nas.pipeline.doctor import doctor
 from nas.pipeline.prepare import plan_profile, profile, train
 from nas.pipeline.prices import check_table, price
-from nas.pipeline.remote import verify_on
 from nas.pipeline.rank import rank
+from nas.pipeline.remote import verify_on
 from nas.pipeline.report import report
 from nas.pipeline.run import Run, config_of
 from nas.pipeline.taylor import taylor
 from nas.pipeline.whole import run_all
 from nas.pipeline.winners import distill, export, verify_folder
+from nas.pipeline.workers import work
 
 __all__ = [
     "Run",
@@ -41,4 +42,5 @@ __all__ = [
     "verify_by_files",
     "verify_folder",
     "verify_on",
+    "work",
 ]

@@ -1,15 +1,13 @@
 """The search stage: evaluate architectures under the budget, measure the best ones whole."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from nas.errors import ConfigError, InfeasibleBudget
 from nas.latency import Timing, time_networks
 from nas.pipeline import budget as budgets
+from nas.pipeline import workers
 from nas.pipeline.budget import Budget, Pricer
-from nas.pipeline.config import RunConfig
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress, Run
@@ -59,6 +57,7 @@ def _search(run: Run, materials: Materials, name: str, progress: Progress) -> di
     study = _study(
         name,
         named=bool(run.config.study),
+        resume=run.resume,
         storage=run.config.storage,
         attrs=_about(run, materials),
     )
@@ -106,7 +105,6 @@ def _evaluate(
 ) -> None:
     """Fill the study: candidates at the level below the budget, scored by the supernet."""
     config, space = run.config, materials.space
-    evaluator = materials.evaluator
     middle = (1 - config.margin + config.least_use) / 2
     half = (1 - config.margin - config.least_use) / 2
 
@@ -115,18 +113,14 @@ def _evaluate(
         costs = {metric: pricer(codes) for metric, pricer in prices.items()}
         return {**costs, OFF_LEVEL: abs(costs[budget.metric] / budget.latency_ms - middle)}
 
-    def evaluate(choice: Mapping[str, Any]) -> dict[str, float]:
-        found = evaluator.quality(space.architecture(choice))
-        return {"accuracy": found.accuracy, "loss": found.loss}
-
     def describe(choice: Mapping[str, Any]) -> dict[str, Any]:
         architecture = space.architecture(choice)
         return {"architecture": architecture.to_json(), "architecture_id": architecture.id}
 
-    with _executor(config) as executor:
+    with workers.executor(run, study) as executor:
         run_search(
             space.genes(),
-            evaluate,
+            workers.evaluator(materials),
             price,
             {**budget.limits, OFF_LEVEL: half},
             evaluations=config.evaluations,
@@ -134,12 +128,13 @@ def _evaluate(
             options=SearchOptions(
                 sampler=config.sampler,
                 rank_by="loss",
-                batch=1 if executor is None else config.actors,
+                batch=workers.batch(config, study),
                 complete=lambda choice, level: space.choice(space.architecture(choice)),
                 key=lambda choice: space.architecture(choice).id,
                 describe=describe,
                 lost=_lost(run, materials) if config.sampler == "slimming" else None,
                 executor=executor,
+                timeout_s=config.timeout_s if executor is None else None,  # else its workers'
                 progress=progress,
             ),
             study=study,
@@ -154,15 +149,6 @@ def _lost(run: Run, materials: Materials) -> taylor.Lost:
     return taylor.predicted_losses(space, path, branches, kinds)
 
 
-def _executor(config: RunConfig) -> AbstractContextManager[Executor | None]:
-    """Return where candidates are scored; None is this process."""
-    if config.engine == "local":
-        return nullcontext()
-    from nas.search import RayExecutor
-
-    return RayExecutor(config.actors, address=config.address)
-
-
 def _none_met(measured: Sequence[Mapping[str, Any]], budget: Budget) -> InfeasibleBudget:
     fastest_ms = min(float(row["ci_high_ms"]) for row in measured)
     return InfeasibleBudget(
@@ -175,13 +161,22 @@ def _none_met(measured: Sequence[Mapping[str, Any]], budget: Budget) -> Infeasib
     )
 
 
-def _study(name: str, *, named: bool, storage: str | None, attrs: Mapping[str, Any]) -> Study:
-    """Return the study of this name to go on with; a run's own gets a number if that is taken."""
+def _study(
+    name: str, *, named: bool, resume: bool, storage: str | None, attrs: Mapping[str, Any]
+) -> Study:
+    """Return the study of this name to go on with; a run's own gets a number if that is taken.
+
+    Raises:
+        ConfigError: it was begun otherwise, and it is not another run's; the message shows how.
+    """
     for number in range(2, MOST_STUDIES):
         try:
             return Study.resume(name, storage=storage, attrs=attrs)
         except ConfigError:
             if named:
+                raise
+            there = Study.load(name, storage=storage)  # not there, or not to be opened: says why
+            if resume and there.attrs.get("supernet_digest") == attrs["supernet_digest"]:
                 raise
             name = f"{name.rpartition('-')[0] if number > 2 else name}-{number}"
     return Study.resume(name, storage=storage, attrs=attrs)

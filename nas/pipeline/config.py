@@ -11,6 +11,7 @@ from nas.files import into, parse_yaml, read_yaml, to_plain, unknown_key
 from nas.latency import ProfileConfig
 from nas.latency.check import MIN_NETWORKS
 from nas.pipeline.sample import RankConfig
+from nas.study import mask_url
 from nas.supernet import TrainConfig
 from nas.winner.distill import DistillConfig
 
@@ -27,8 +28,10 @@ class RunConfig:
     latency budget a candidate must use: without it a search may return a network that leaves
     half of the budget idle because the accuracies are level. `init` is the network whose weights
     the supernet starts from, a timm name or a folder that timm loads; none where it is None.
-    `engine` says where candidates are scored: "local" is this process, "ray" up to `actors` Ray
-    actors, on this machine or on the cluster at `address`.
+    `engine` says where candidates are scored: "local" is this machine, by `workers` processes
+    or, with none, by the search itself; "ray" is up to `actors` Ray actors, here or on the
+    cluster at `address`. `batch` candidates are proposed at once, None: as many as the study was
+    begun with. `timeout_s` is how long one evaluation may take.
     """
 
     schema: int = SCHEMA
@@ -48,6 +51,9 @@ class RunConfig:
     actors: int = 8
     study: str = ""
     storage: str | None = None
+    workers: int = 0
+    batch: int | None = None
+    timeout_s: float | None = None
     winners: int = 1
     candidates: int = 12
     check_networks: int = 10
@@ -71,6 +77,9 @@ class RunConfig:
             raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, but is {self.engine}.")
         if self.address is not None and self.engine != "ray":
             raise ConfigError(f"address {self.address} is a Ray cluster's: add --engine ray.")
+        if self.workers and self.engine == "ray":
+            raise ConfigError("workers are processes of the local engine; with ray, set actors=N.")
+        self._check_workers()
         if self.check_networks < MIN_NETWORKS:
             raise ConfigError(
                 f"check_networks must be at least {MIN_NETWORKS}, but is {self.check_networks}."
@@ -83,6 +92,14 @@ class RunConfig:
                 f"margin and least_use leave no room below the budget: {self.margin} + "
                 f"{self.least_use} must stay below 1."
             )
+
+    def _check_workers(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"workers must be at least 0, but are {self.workers}.")
+        if self.batch is not None and self.batch < 1:
+            raise ConfigError(f"batch must be at least 1, but is {self.batch}.")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ConfigError(f"timeout_s must be above zero, but is {self.timeout_s}.")
 
     def reads(self, stage: str) -> dict[str, Any]:
         """Return the settings a stage depends on, as plain values."""
@@ -113,6 +130,13 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
         elif old != new:
             changed.append(f"{prefix}{key}: {old} -> {new}")
     return ", ".join(sorted(filter(None, changed)))
+
+
+def without_password(config: RunConfig) -> RunConfig:
+    """Return settings as files keep them: the database's address without its password."""
+    if config.storage is None:
+        return config
+    return dataclasses.replace(config, storage=mask_url(config.storage))
 
 
 def preset(name: str) -> Path:

@@ -24,7 +24,7 @@ from nas.files import (
     write_json,
     write_yaml,
 )
-from nas.pipeline.config import RunConfig, differences, load
+from nas.pipeline.config import RunConfig, differences, load, without_password
 
 STATE_SCHEMA = 1
 Progress = Callable[[int, int, str], None]
@@ -83,14 +83,30 @@ class Run:
             run.stages = run._read_stages()
             if config is not None and stored is not None:
                 run._check_changes(stored)
-            write_yaml(config_path(folder, run.config.study), run.config)
+            kept = without_password(run.config)
+            write_yaml(config_path(folder, run.config.study), kept)
             if not config_path(folder).is_file():
-                write_yaml(config_path(folder), run.config)
+                write_yaml(config_path(folder), kept)
             write_json(
                 folder / "environment.json",
                 {"machine": environment.machine(), "versions": environment.versions()},
             )
             yield run
+
+    @classmethod
+    def look(cls, folder: Path | str) -> "Run":
+        """Return a run that another process may hold, as it stands; write nothing with it.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        folder = Path(folder)
+        stored = load_config(folder)
+        if stored is None:
+            raise ConfigError(f"{folder} holds no run. Give the --run of a search.")
+        run = cls(folder, stored, resume=True)
+        run.stages = run._read_stages()
+        return run
 
     @property
     def study(self) -> str:

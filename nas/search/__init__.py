@@ -4,9 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from nas.search.allocate import Allocation, Group, allocate
 from nas.search.budgets import parse_budget, parse_budgets, parse_latency
+from nas.search.crew import Crew
 from nas.search.options import Mode, RankBy, SearchOptions
+from nas.search.queued import QueueExecutor
 from nas.search.run import run
 from nas.search.samplers import SAMPLERS, Mind, Problem, Proposal
+from nas.search.worker import work
 
 if TYPE_CHECKING:
     from nas.search.ray_engine import RayExecutor
@@ -15,11 +18,13 @@ if TYPE_CHECKING:
 __all__ = [
     "SAMPLERS",
     "Allocation",
+    "Crew",
     "Group",
     "Mind",
     "Mode",
     "Problem",
     "Proposal",
+    "QueueExecutor",
     "RankBy",
     "RayExecutor",
     "SearchOptions",
@@ -29,6 +34,7 @@ __all__ = [
     "parse_latency",
     "run",
     "tune_searcher",
+    "work",
 ]
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from nas.errors import NasError
+from nas.errors import NasError, TryAgain
 from nas.search.options import RankBy, SearchOptions
 from nas.study import Choice
 
@@ -101,7 +101,10 @@ def _result(future: "Future[Outcome]", timeout_s: float | None) -> Outcome:
         return future.result(timeout=timeout_s)
     except TimeoutError:
         return silence(timeout_s or 0.0)
-    except BrokenExecutor:
+    except (
+        BrokenExecutor,
+        TryAgain,
+    ):  # TryAgain: the executor's, `call` lets none of evaluate's out
         raise
     except Exception as error:  # the answer could not be carried here
         return Outcome(reason=f"{type(error).__name__}: {error}")

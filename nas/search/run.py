@@ -11,7 +11,7 @@ from nas.search.options import SearchOptions
 from nas.search.propose import Candidate, Proposer, begin
 from nas.search.samplers import Proposal
 from nas.search.screen import Price
-from nas.study import Option, Study, describe_cost
+from nas.study import Option, Study, describe_cost, hold
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ def run(
         InfeasibleBudget: no candidate meets the budgets; nothing was evaluated.
         ConfigError: a setting breaks a rule, or the study was begun with other ones.
         NasError: three evaluations in a row failed.
-        TryAgain: the database is away; everything recorded is safe.
+        TryAgain: another process searches this study, or the database is away; everything recorded
+            is safe.
     """
     if evaluations < 1:
         raise ConfigError(f"evaluations must be at least 1, but is {evaluations}.")
@@ -59,9 +60,9 @@ def run(
     if options.executor is not None and options.batch == 1:
         logger.warning("an executor has one candidate at a time: set batch to its workers")
     study = study or Study.in_memory()
-    proposer = begin(genes, price, budgets, seed=seed, options=options, study=study)
-    search = _Search(proposer, study=study, options=options)
-    search.go(evaluate, evaluations)
+    with hold(study):
+        proposer = begin(genes, price, budgets, seed=seed, options=options, study=study)
+        _Search(proposer, study=study, options=options).go(evaluate, evaluations)
     return study
 
 

@@ -1,17 +1,21 @@
-"""The database of studies: opening, our views beside Optuna's tables, retries, masked passwords."""
+"""The database of studies: its address, opening it, studies and measurements in it."""
 
 import logging
 import os
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.errors import ConfigError, NasError, StorageError
-from nas.study import patience, views
+from nas.errors import ConfigError, StorageError
+from nas.study import patience
+from nas.study.lease import deleted
 from nas.study.patience import mask_url, with_patience
+from nas.study.place import Place
 from nas.study.trial import Measurement
+from nas.study.upgrade import upgrade
 
 if TYPE_CHECKING:
     import optuna
@@ -26,13 +30,29 @@ SQLITE_BUSY_TIMEOUT_S = 10.0
 def storage_url(storage: str | None = None) -> str:
     """Return the database URL to use: the one given, $NAS_STORAGE, or `sqlite:///runs/nas.db`.
 
+    A URL whose password is masked, as files keep it, is that of $NAS_STORAGE with its password.
+
     Raises:
-        ConfigError: neither SQLite nor PostgreSQL, or no URL at all.
+        ConfigError: neither SQLite nor PostgreSQL, or no URL at all; or its password is not known.
     """
+    text = storage or os.environ.get("NAS_STORAGE") or DEFAULT_STORAGE
+    url = _checked(text)
+    if not patience.is_masked(url):
+        return url
+    known = os.environ.get("NAS_STORAGE")
+    if known and mask_url(_checked(known)) == mask_url(url):
+        return _checked(known)
+    raise ConfigError(
+        f"the password of {mask_url(text)} is not kept in files. Give the whole URL again, in the "
+        "environment variable NAS_STORAGE or with --storage."
+    )
+
+
+def _checked(text: str) -> str:
+    """Return a URL with the driver we use, its password in it."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
-    text = storage or os.environ.get("NAS_STORAGE") or DEFAULT_STORAGE
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
@@ -113,55 +133,9 @@ def _open(url: str) -> "RDBStorage":
         raise ConfigError(
             "PostgreSQL needs a driver; install it with `pip install 'psycopg[binary]'`."
         ) from error
-    with storage.engine.connect() as connection:
-        missing = _missing(connection)
-    if missing:
-        _add_our_objects(storage, missing)
+    weakref.finalize(storage, storage.engine.dispose)  # a server's connections are closed
+    upgrade(storage)
     return storage
-
-
-def _missing(connection: "Connection") -> list[tuple[str, str]]:
-    """Return (name, SQL) of each of our tables and views that is not there yet."""
-    from sqlalchemy import inspect
-
-    inspector = inspect(connection)
-    tables = inspector.get_table_names()
-    there = {*tables, *inspector.get_view_names()}
-    if "nas_schema" in tables:
-        found = connection.exec_driver_sql("SELECT MAX(version) FROM nas_schema").scalar()
-        if found is not None and found > views.SCHEMA:
-            raise ConfigError(
-                f"the database has schema {found}, but this version knows {views.SCHEMA}; "
-                "install a newer hybrid-nas."
-            )
-        if found == views.SCHEMA and all(name in there for _, name, _ in views.OBJECTS):
-            return []
-    missing = [(name, sql) for _, name, sql in views.OBJECTS if name not in there]
-    return [*missing, *([] if "nas_schema" in there else [("nas_schema", views.SCHEMA_TABLE)])]
-
-
-def _add_our_objects(storage: "RDBStorage", missing: list[tuple[str, str]]) -> None:
-    """Add what is missing in one transaction; the loser of a race fails and tries again."""
-    from sqlalchemy.exc import DBAPIError
-
-    dialect = storage.engine.dialect.name
-    try:
-        with storage.engine.begin() as connection:
-            if dialect == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-                missing = _missing(connection)
-            for name, sql in missing:
-                connection.exec_driver_sql(sql)
-                if name == "nas_measurements" and dialect == "sqlite":
-                    connection.exec_driver_sql(views.FORGET_TRIGGER)
-            connection.exec_driver_sql(
-                f"INSERT INTO nas_schema SELECT {views.SCHEMA} "
-                f"WHERE NOT EXISTS (SELECT 1 FROM nas_schema WHERE version = {views.SCHEMA})"
-            )
-    except DBAPIError:
-        with storage.engine.connect() as connection:
-            if _missing(connection):  # nobody else made them: the error is real
-                raise
 
 
 def study_names(storage: "RDBStorage", url: str) -> tuple[str, ...]:
@@ -230,36 +204,37 @@ def while_it_is_there(name: str) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise NasError(
-            f"the study {name!r} is no longer in the database: it was deleted while it was "
-            "searched. Begin the search again to make it anew."
-        ) from error
+        raise deleted(name) from error
+
+
+def place_of(storage: "RDBStorage", name: str, url: str) -> Place:
+    """Return where a study is."""
+    study_id = with_patience(
+        lambda: storage.get_study_id_from_name(name), url=url, patience_s=patience.OPEN_PATIENCE_S
+    )
+    return Place(storage=storage, url=url, name=name, study_id=study_id)
 
 
 # ---------------------------------------------------------------- measurements
 def write_measurement(
-    storage: "RDBStorage",
-    place: tuple[str, int],
-    key: tuple[str, str],
-    value: tuple[float, float | None],
+    place: Place, trial_number: int, key: tuple[str, str], value: Measurement
 ) -> None:
     """Replace one measurement, in one transaction.
 
     Args:
-        storage: An opened storage.
-        place: (study name, trial number).
+        place: The study.
+        trial_number: Which row.
         key: (metric, target).
-        value: (measured, ci_high).
+        value: What was measured.
     """
     from sqlalchemy import text
 
-    names = {"study": place[0], "trial": place[1], "metric": key[0], "target": key[1]}
-    names |= {"measured": value[0], "ci_high": value[1]}
-    with storage.engine.begin() as connection:
-        found = connection.execute(
-            text("SELECT trial_id FROM nas_trials WHERE study = :study AND trial = :trial"), names
-        )
-        names["trial_id"] = found.scalar_one()
+    names = {"study": place.study_id, "trial": trial_number, "metric": key[0], "target": key[1]}
+    names |= {"measured": value.measured, "ci_high": value.ci_high}
+
+    def write(connection: "Connection") -> None:
+        sql = "SELECT trial_id FROM trials WHERE study_id = :study AND number = :trial"
+        names["trial_id"] = connection.execute(text(sql), names).scalar_one()
         connection.execute(
             text(
                 "DELETE FROM nas_measurements "
@@ -275,23 +250,24 @@ def write_measurement(
             names,
         )
 
+    place.transact(write)
 
-def read_measurements(storage: "RDBStorage", study: str) -> dict[int, dict[str, Measurement]]:
+
+def read_measurements(place: Place) -> dict[int, dict[str, Measurement]]:
     """Return what was measured in a study: trial number -> full metric name -> measurement."""
     from sqlalchemy import text
 
+    sql = text(
+        "SELECT t.number, x.metric, x.target, x.measured, x.ci_high FROM nas_measurements x "
+        "JOIN trials t ON t.trial_id = x.trial_id WHERE t.study_id = :study"
+    )
+    names = {"study": place.study_id}
     found: dict[int, dict[str, Measurement]] = {}
-    with storage.engine.connect() as connection:
-        rows = connection.execute(
-            text(
-                "SELECT t.trial, x.metric, x.target, x.measured, x.ci_high FROM nas_measurements x "
-                "JOIN nas_trials t ON t.trial_id = x.trial_id WHERE t.study = :study"
-            ),
-            {"study": study},
-        )
-        for trial, metric, target, measured, ci_high in rows:
-            full = f"{metric}:{target}" if target else metric
-            found.setdefault(trial, {})[full] = Measurement(measured=measured, ci_high=ci_high)
+    for trial, metric, target, measured, ci_high in place.transact(
+        lambda connection: connection.execute(sql, names).all()
+    ):
+        full = f"{metric}:{target}" if target else metric
+        found.setdefault(trial, {})[full] = Measurement(measured=measured, ci_high=ci_high)
     return found
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nas.errors import ConfigError
-from nas.study.views import SCHEMA
+
+SCHEMA = 1  # of the attributes and rows of a study
 
 # Facts about a run, not about what is searched.
 MAY_DIFFER = ("schema", "version", "ended")

@@ -32,6 +32,14 @@ def mask_url(text: str) -> str:
     return re.sub(r"(?i)((?:password|passwd|pwd|sslpassword)=)[^&\s]*", r"\1***", text)
 
 
+def is_masked(url: str) -> bool:
+    """Return whether a URL has lost its password to `mask_url`."""
+    words = r"(?i)(?:password|passwd|pwd|sslpassword)=(?:\*|%2A){3}(?:&|$)"
+    return re.search(r"://[^/?#@\s]*:(?:\*|%2A){3}@", url) is not None or (
+        re.search(words, url) is not None
+    )
+
+
 def with_patience(action: Callable[[], T], *, url: str, patience_s: float) -> T:
     """Return what `action` returns, trying again while the database is locked or away.
 

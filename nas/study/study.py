@@ -2,14 +2,18 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nas.errors import ConfigError, NasError
 from nas.files import to_plain
 from nas.study import database, identity, patience, queries
+from nas.study.identity import SCHEMA
+from nas.study.lease import Lease
 from nas.study.metrics import find_metric, front_metrics, split_metric
 from nas.study.patience import mask_url, with_patience
 from nas.study.queries import StudySummary
+from nas.study.queue import candidate_key
 from nas.study.trial import (
     Choice,
     Codec,
@@ -20,7 +24,6 @@ from nas.study.trial import (
     from_optuna,
     to_optuna,
 )
-from nas.study.views import SCHEMA
 
 if TYPE_CHECKING:
     import optuna
@@ -50,6 +53,8 @@ class Study:
         self._url = url
         self._memory: dict[int, dict[str, Measurement]] = {}
         self._codec: Codec | None = None
+        self.lease: Lease | None = None  # of this process, while it searches
+        self.place = None if storage is None else database.place_of(storage, self.name, url)
         attrs = self._patiently(lambda: study.user_attrs, patience.OPEN_PATIENCE_S)
         self._attrs = {
             key.removeprefix(PREFIX): value
@@ -229,7 +234,8 @@ class Study:
 
         Raises:
             ConfigError: an unknown gene or option.
-            TryAgain: the database stays locked or away; nothing recorded before is lost.
+            TryAgain: the database stays locked or away, or another process has taken the study
+                over; nothing recorded before is lost.
         """
         new = NewTrial(
             choice=choice,
@@ -243,13 +249,14 @@ class Study:
         )
         words = self._words()
         trial = to_optuna(new, words, objective=self.metrics[0], budgets=self.budgets)
-        tries = 0
+        lease, key, tries = self.lease, candidate_key(choice), 0
 
         def write() -> None:
             nonlocal tries
             tries += 1
             if tries == 1 or not self._has(trial):
-                with database.while_it_is_there(self.name):
+                owner = nullcontext() if lease is None else lease.recording(key)
+                with database.while_it_is_there(self.name), owner:
                     self._optuna.add_trial(trial)
 
         self._patiently(write, patience.WRITE_PATIENCE_S)
@@ -284,16 +291,11 @@ class Study:
         if full not in rows[trial_number].costs:
             known = ", ".join(rows[trial_number].costs)
             raise ConfigError(f"trial {trial_number} has no cost {full!r}; it has {known}.")
-        if self._storage is None:
-            mine = self._memory.setdefault(trial_number, {})
-            mine[full] = Measurement(measured=measured, ci_high=ci_high)
-            return
-        storage, place = self._storage, (self.name, trial_number)
-        key, value = split_metric(full), (measured, ci_high)
-        self._patiently(
-            lambda: database.write_measurement(storage, place, key, value),
-            patience.WRITE_PATIENCE_S,
-        )
+        value = Measurement(measured=measured, ci_high=ci_high)
+        if self.place is None:
+            self._memory.setdefault(trial_number, {})[full] = value
+        else:
+            database.write_measurement(self.place, trial_number, split_metric(full), value)
 
     # ------------------------------------------------------------ rows out
     @property
@@ -318,12 +320,7 @@ class Study:
         )
 
     def _measurements(self) -> Mapping[int, Mapping[str, Measurement]]:
-        storage = self._storage
-        if storage is None:
-            return self._memory
-        return self._patiently(
-            lambda: database.read_measurements(storage, self.name), patience.WRITE_PATIENCE_S
-        )
+        return self._memory if self.place is None else database.read_measurements(self.place)
 
     def front(
         self,

@@ -194,15 +194,6 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
         Study.create("s", storage=f"sqlite:///{tmp_path}/file/below/nas.db")
 
 
-def test_a_database_of_a_newer_schema_is_refused(file: Path) -> None:
-    study(file)
-    with sqlite3.connect(file) as connection:
-        connection.execute("INSERT INTO nas_schema VALUES (99)")
-    connection.close()
-    with pytest.raises(ConfigError, match="schema 99"):
-        Study.load("s", storage=f"sqlite:///{file}")
-
-
 def test_a_database_of_optuna_alone_gets_our_views(tmp_path: Path) -> None:
     import optuna
 
@@ -263,6 +254,24 @@ def test_postgresql_means_psycopg_3_and_sqlite_stays() -> None:
     assert storage_url("postgresql://nas@host/db") == "postgresql+psycopg://nas@host/db"
     assert storage_url(f"postgresql://nas:{QUOTED}@host/db").count("s3cr3t") == 1
     assert storage_url("sqlite:///a.db") == "sqlite:///a.db"
+
+
+def test_an_address_without_its_password_takes_it_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = f"postgresql://nas:{QUOTED}@host/db"
+    for kept in (mask_url(whole), mask_url(storage_url(whole))):
+        monkeypatch.delenv("NAS_STORAGE", raising=False)
+        with pytest.raises(ConfigError, match="not kept in files.*NAS_STORAGE or with --storage"):
+            storage_url(kept)
+        monkeypatch.setenv("NAS_STORAGE", f"postgresql://nas:{QUOTED}@other/db")
+        with pytest.raises(ConfigError, match="not kept in files"):  # that of another database
+            storage_url(kept)
+        monkeypatch.setenv("NAS_STORAGE", whole)
+        assert storage_url(kept) == storage_url(whole)
+    words = "postgresql://host/db?user=nas&password=s3cr3t"
+    monkeypatch.setenv("NAS_STORAGE", words)
+    assert storage_url(mask_url(words)) == storage_url(words)
 
 
 # ---------------------------------------------------------------- quiet and light

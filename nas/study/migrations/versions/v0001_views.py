@@ -1,10 +1,15 @@
-"""The SQL this project adds to Optuna's database: two read-only views and a table of measurements.
+"""Two read-only views and a table of measurements beside Optuna's tables.
 
 Plain SQL for SQLite and PostgreSQL; Optuna's own tables stay as they are. Numbers are read through
-a cast because Optuna keeps attributes as JSON text.
+a cast because Optuna keeps attributes as JSON text. Databases made before there were migrations
+have some or all of this: only what is missing is made.
 """
 
-SCHEMA = 1
+from alembic import op
+from sqlalchemy import inspect
+
+revision = "0001"
+down_revision = None
 
 
 def _number(alias: str) -> str:
@@ -70,6 +75,7 @@ CREATE TABLE nas_measurements (
 )
 """
 
+# What versions without migrations look at to see that a database is too new for them.
 SCHEMA_TABLE = "CREATE TABLE nas_schema (version INTEGER NOT NULL PRIMARY KEY)"
 
 # SQLite numbers trials again after a study was deleted, and does not enforce references.
@@ -80,9 +86,22 @@ BEGIN
 END
 """
 
-# (kind, name, SQL) in the order they depend on each other.
-OBJECTS = (
-    ("table", "nas_measurements", MEASUREMENTS),
-    ("view", "nas_trials", TRIALS_VIEW),
-    ("view", "nas_costs", COSTS_VIEW),
-)
+# In the order they depend on each other.
+OBJECTS = {
+    "nas_measurements": MEASUREMENTS,
+    "nas_trials": TRIALS_VIEW,
+    "nas_costs": COSTS_VIEW,
+    "nas_schema": SCHEMA_TABLE,
+}
+
+
+def upgrade() -> None:
+    """Make what is missing."""
+    connection = op.get_bind()
+    inspector = inspect(connection)
+    there = {*inspector.get_table_names(), *inspector.get_view_names()}
+    for name, sql in OBJECTS.items():
+        if name not in there:
+            op.execute(sql)
+            if name == "nas_measurements" and connection.dialect.name == "sqlite":
+                op.execute(FORGET_TRIGGER)

@@ -1,0 +1,135 @@
+"""The workers of a search: processes that hold the run's supernet and evaluate candidates."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nas.errors import ConfigError
+from nas.pipeline.config import RunConfig
+from nas.pipeline.materials import Materials
+from nas.pipeline.outcome import Outcome
+from nas.pipeline.run import Run, load_config
+from nas.search import Crew, QueueExecutor
+from nas.search import work as work_on
+from nas.study import Study, mask_url, storage_url
+
+LOG = "workers.log"
+BATCHES = 2  # candidates proposed at once, a worker: none waits for the slowest of the others
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+def evaluator(materials: Materials) -> Callable[[Mapping[str, Any]], dict[str, float]]:
+    """Return what scores a choice by the run's supernet, on the search split."""
+
+    scores, space = materials.evaluator, materials.space
+
+    def evaluate(choice: Mapping[str, Any]) -> dict[str, float]:
+        found = scores.quality(space.architecture(choice))
+        return {"accuracy": found.accuracy, "loss": found.loss}
+
+    return evaluate
+
+
+def batch(config: RunConfig, study: Study) -> int:
+    """Return how many candidates are proposed at once: part of a study, like its sampler."""
+    begun_with: int | None = study.attrs.get("batch")
+    at_once = config.actors if config.engine == "ray" else BATCHES * config.workers
+    return config.batch or begun_with or max(1, at_once)
+
+
+@contextmanager
+def executor(run: Run, study: Study) -> Iterator[Executor | None]:
+    """Give candidates to the run's workers or actors while the body runs; None: it has none."""
+    if run.config.engine == "ray":
+        from nas.search import RayExecutor
+
+        with RayExecutor(run.config.actors, address=run.config.address) as actors:
+            yield actors
+        return
+    if run.config.workers == 0:
+        yield None
+        return
+    log = run.folder / LOG
+    crew = Crew(run.config.workers, lambda: _start(run, study, log), log=log)
+    queued = QueueExecutor(study, timeout_s=run.config.timeout_s, crew=crew)
+    try:
+        yield queued
+    finally:
+        queued.shutdown()
+
+
+def _start(run: Run, study: Study, log: Path) -> "subprocess.Popen[bytes]":
+    """Start one worker; other processes can read its words, so the password is not in them."""
+    url = storage_url(run.config.storage)
+    words = ["worker", "--run", str(run.folder), "--study", study.name, "--storage", mask_url(url)]
+    with open(log, "ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "nas", *words, "--with-owner"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=stream,
+            env=os.environ | ONE_THREAD | {"NAS_STORAGE": url},
+            start_new_session=True,  # Ctrl-C is for the search, which ends its workers
+        )
+
+
+def work(
+    folder: Path | str,
+    study: str,
+    *,
+    storage: str | None = None,
+    idle_s: float,
+    with_owner: bool = False,
+) -> Outcome:
+    """Evaluate candidates of a study until nobody has searched it for `idle_s`.
+
+    Args:
+        folder: The run's folder, or a copy of it on this machine.
+        study: The study's name.
+        storage: Its database; the run's if not given.
+        idle_s: How long to wait for a search.
+        with_owner: End when standard input does.
+
+    Raises:
+        ConfigError: the folder's supernet or data are not those the study was begun with.
+        NasError: an evaluation did not answer in its time.
+        TryAgain: the database stays away.
+    """
+    run = Run.look(folder)
+    kept = load_config(run.folder, study) or run.config
+    opened = Study.load(study, storage=storage or kept.storage)
+    run.config = replace(run.config, threads=1)
+    materials = Materials(run)
+    own = {
+        "supernet_digest": run.result("train", make_with="train")["digest"],
+        "data_digest": materials.data.digest,
+    }
+    for name, digest in own.items():
+        if opened.attrs.get(name) != digest:
+            raise ConfigError(
+                f"the study {study!r} has {name} {str(opened.attrs.get(name))[:12]}, but "
+                f"{run.folder} has {digest[:12]}: their results would not be comparable. Give "
+                "the --run it is searched in, or a copy."
+            )
+    _ = materials.supernet  # once, before there is a candidate to keep waiting
+    stop = threading.Event()
+    if with_owner:
+        threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
+    taken = work_on(opened, evaluator(materials), idle_s=idle_s, stop=stop)
+    return Outcome(
+        values={"study": study, "evaluated": taken},
+        lines=(f"{taken} candidates of {study} evaluated",),
+    )
+
+
+def _stop_at_end_of_input(stop: threading.Event) -> None:
+    while sys.stdin.buffer.read(1024):
+        pass
+    stop.set()
