@@ -7,6 +7,7 @@ model = supernet.extract(architecture, result.statistics)
 """
 
 from nas.supernet.choice import Choice
+from nas.supernet.choosing import FitChoiceConfig, fit_choice
 from nas.supernet.embed import embed
 from nas.supernet.evaluate import EvaluateConfig, Score, fit_statistics, score
 from nas.supernet.model import Statistics, SuperNet
@@ -17,12 +18,14 @@ from nas.supernet.train import train
 __all__ = [
     "Choice",
     "EvaluateConfig",
+    "FitChoiceConfig",
     "Score",
     "Statistics",
     "SuperNet",
     "TrainConfig",
     "Trained",
     "embed",
+    "fit_choice",
     "fit_statistics",
     "load",
     "score",
