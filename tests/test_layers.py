@@ -30,7 +30,7 @@ HOMES = {
     "onnxruntime": {"latency", "winner"},
     "openvino": {"latency"},
     "nncf": {"latency"},
-    "ray": set(),
+    "ray": {"supernet"},
     "pydantic": {"files"},
     "yaml": {"files"},
     "matplotlib": {"report"},

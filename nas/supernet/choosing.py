@@ -127,12 +127,12 @@ def fit_choice(
         loss = _joined(task, expected_ms, reference_ms, config)
         if not loss.isfinite():
             raise TrainingDiverged(
-                f"the loss of the choice must be finite, but is {float(loss)} at step {step} of "
+                f"the loss of the choice must be finite, but is {loss.item()} at step {step} of "
                 f"{config.steps}. The supernet may have diverged; train it with a lower lr."
             )
         update(choice, optimizer, loss)
         if progress is not None:
-            text = f"loss {float(task):.3f}, expected {float(expected_ms):.4g} ms"
+            text = f"loss {task.item():.3f}, expected {expected_ms.item():.4g} ms"
             progress(step + 1, config.steps, text)
     return choice
 
@@ -201,10 +201,10 @@ def _joined(
     """Return the loss of cross-entropy and expected latency together."""
     if config.form == "linear":
         return task + config.weight * (expected_ms - reference_ms) / reference_ms
-    if reference_ms * US_PER_MS <= 1 or float(expected_ms) * US_PER_MS <= 1:
+    if min(reference_ms, expected_ms.item()) * US_PER_MS <= 1:
         raise ConfigError(
             "the form log needs latencies above 0.001 ms, but the reference is "
-            f"{reference_ms:g} ms and {float(expected_ms):g} ms are expected. Use form=linear."
+            f"{reference_ms:g} ms and {expected_ms.item():g} ms are expected. Use form=linear."
         )
     reference = torch.tensor(reference_ms * US_PER_MS)
     ratio = (expected_ms * US_PER_MS).log() / reference.log()
