@@ -1,6 +1,7 @@
 """The stages of the whole job and the folder they share; `whole.py` says them in order."""
 
 from nas.pipeline.candidates import search
+from nas.pipeline.choice import fit_kinds
 from nas.pipeline.config import RunConfig, preset
 from nas.pipeline.config import load as load_config
 from nas.pipeline.device_study import study_device
@@ -19,6 +20,7 @@ __all__ = [
     "config_of",
     "distill",
     "doctor",
+    "fit_kinds",
     "export",
     "load_config",
     "plan_profile",

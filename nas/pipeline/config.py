@@ -10,7 +10,7 @@ from nas.errors import ConfigError
 from nas.files import into, parse_yaml, read_yaml, to_plain, unknown_key
 from nas.latency import ProfileConfig
 from nas.latency.check import MIN_NETWORKS
-from nas.supernet import TrainConfig
+from nas.supernet import FitChoiceConfig, TrainConfig
 from nas.winner.distill import DistillConfig
 
 SCHEMA = 1
@@ -50,6 +50,7 @@ class RunConfig:
     init: str | None = None
     profile: ProfileConfig = field(default_factory=lambda: ProfileConfig(calibrate_on=24))
     train: TrainConfig = field(default_factory=TrainConfig)
+    fit_choice: FitChoiceConfig = field(default_factory=FitChoiceConfig)
     teach: DistillConfig = field(default_factory=DistillConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
 
@@ -74,7 +75,10 @@ class RunConfig:
 
     def reads(self, stage: str) -> dict[str, Any]:
         """Return the settings a stage depends on, as plain values."""
-        return {name: to_plain(getattr(self, name)) for name in READS[stage]}
+        names = READS[stage]
+        if stage == "train" and self.train.needs_teacher:
+            names += ("teacher", "teach")
+        return {name: to_plain(getattr(self, name)) for name in names}
 
 
 READS: dict[str, tuple[str, ...]] = {

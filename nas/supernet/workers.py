@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -27,7 +28,7 @@ from torch import nn
 
 from nas import errors, files
 from nas.data import Data
-from nas.errors import ConfigError, DeviceError, NasError
+from nas.errors import ConfigError, DeviceError, NasError, TrainingDiverged
 from nas.supernet.model import SuperNet
 from nas.supernet.peers import Peers
 from nas.supernet.schedule import TrainConfig
@@ -135,7 +136,8 @@ def _cluster(place: Path, workers: int) -> Iterator[Any]:  # Any: the module ray
     except (OSError, RuntimeError, ValueError, ConnectionError) as error:
         raise DeviceError(f"Ray could not be started for {workers} workers: {error}") from error
     try:
-        yield ray
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray says what befell a worker
+            yield ray
     finally:
         ray.shutdown()
         if session is not None:
@@ -240,7 +242,8 @@ def _work(given: dict[str, Any]) -> None:
         with contextlib.suppress(NasError):  # a full disk may be the very reason
             row = {"type": type(error).__name__, "message": str(error)}
             files.write_json(job.place / FAILURE, row)
-        raise
+        if not isinstance(error, TrainingDiverged):  # which all of them find at once;
+            raise  # else the others may wait for this one in an exchange, and have to be ended
 
 
 class _Reporter:
