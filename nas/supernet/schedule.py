@@ -37,7 +37,7 @@ class TrainConfig:
         end_lr: Where both cosines end, as a share of where they began.
         warmup: Share of the steps before the sandwich during which it rises.
         weight_decay: Of matrices and kernels; norms, biases, scales and bias tables are spared.
-        clip_grad: Largest norm of a gradient; 0 leaves it as it is.
+        clip_grad: Largest norm of a gradient, 1 as AttentiveNAS has it; 0 leaves it as it is.
         label_smoothing: Share of a label spread over all classes.
         regularise: Whose labels are smoothed: those of all paths, or of the largest alone (BigNAS,
             arXiv 2003.11142: small networks underfit).
@@ -61,7 +61,8 @@ class TrainConfig:
             average becomes the result if it does better on the choice split.
         choice_every: Steps between choice steps; 0 is none.
         choice_lr: Learning rate of the logits (Adam).
-        tau_start: Temperature of the Gumbel-softmax at the first choice step.
+        tau_start: Temperature of the Gumbel-softmax at the first choice step; 5 as in FBNet (arXiv
+            1812.03443).
         tau_end: The same at the last one; it falls geometrically.
         checkpoint_steps: Steps between checkpoints.
         log_steps: Steps that a row of the history averages over.

@@ -114,7 +114,7 @@ def load(folder: Path | str) -> Trained:
             supernet=supernet,
             choice=choice,
             history=tuple(found.state["history"]),
-            is_averaged=found.state["is_averaged"],
+            is_averaged=found.state.get("is_averaged", False),  # older ones have no average
         )
     except (KeyError, TypeError) as error:
         raise CorruptFile(f"{folder} holds checkpoints, but not those of a supernet.") from error
