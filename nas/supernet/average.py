@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from nas.data import Data, eval_batches
 from nas.space import Architecture
@@ -40,7 +41,8 @@ class Average:
         """Move towards the weights as they are now."""
         self.updates += 1
         decay = min(self.decay, 1 - (1 + self.updates) ** (-2 / 3))
-        own, now = list(self.supernet.parameters()), list(followed.parameters())
+        own: list[Tensor] = list(self.supernet.parameters())
+        now: list[Tensor] = list(followed.parameters())
         torch._foreach_lerp_(own, now, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:  # Any: tensors and a number

@@ -54,7 +54,7 @@ class FitChoiceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        limits = {
+        limits: dict[str, tuple[float, float]] = {
             "steps": (1, 1_000_000),
             "batch_size": (2, 1_000_000),
             "weight": (0, 1000),
@@ -172,7 +172,7 @@ def update(
     flat = torch.cat([each.flatten() for each in torch.autograd.grad(loss, logits)])
     flat = flat if over is None else over(flat)
     sizes = [len(value) for value in logits]
-    for value, gradient in zip(logits, flat.split(sizes), strict=True):
+    for value, gradient in zip(logits, torch.split(flat, sizes), strict=True):
         value.grad = gradient.clone()
     optimizer.step()
 

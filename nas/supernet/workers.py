@@ -153,7 +153,7 @@ def _session_folder(place: Path) -> Path:
 
 def _fit(ray: Any, job: Job, progress: Progress | None) -> None:
     """Let Ray Train run the workers to the end, and say meanwhile how far they are."""
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     gpus = ray.cluster_resources().get("GPU", 0)
@@ -167,7 +167,6 @@ def _fit(ray: Any, job: Job, progress: Progress | None) -> None:
             name="supernet",
             storage_path=str(job.place),
             failure_config=FailureConfig(max_failures=job.config.restarts),
-            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     raised: list[BaseException] = []

@@ -22,8 +22,8 @@ def test_the_average_is_that_of_all_weights_by_decays_that_rise(small):
         now = [value.detach().double() for value in supernet.parameters()]
         wanted = [decay * own + (1 - decay) * new for own, new in zip(wanted, now, strict=True)]
     assert decay == 0.7 and average.updates == 8
-    for own, value in zip(average.supernet.parameters(), wanted, strict=True):
-        torch.testing.assert_close(own.double(), value, rtol=1e-4, atol=1e-5)
+    for own, mean in zip(average.supernet.parameters(), wanted, strict=True):
+        torch.testing.assert_close(own.double(), mean, rtol=1e-4, atol=1e-5)
 
 
 def test_the_average_keeps_memory_layouts_and_comes_back_from_its_state(small):

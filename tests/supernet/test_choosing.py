@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def same_price(block: Block) -> float:
     return 0.01
 
 
-def dear(kind: str):
+def dear(kind: str) -> Callable[[Block], float]:
     """Return prices where one kind costs ten times what the others do."""
     return lambda block: 0.1 if block.kind == kind else 0.01
 

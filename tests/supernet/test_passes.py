@@ -1,22 +1,36 @@
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
+from nas.space import Architecture, SearchSpace
 from nas.supernet import SuperNet, TrainConfig
-from nas.supernet.passes import Passes
+from nas.supernet.passes import Batch, Losses, Passes
 from nas.supernet.paths import step_paths
 from nas.supernet.schedule import Schedule
 
 SANDWICH = TrainConfig(steps=10, sandwich=1.0, largest=0.0, batch_size=16, path_threads=1)
 
+Gradients = dict[str, Tensor | None]
+
 
 @pytest.fixture
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
+def batch() -> Batch:
     draws = torch.Generator().manual_seed(3)
     return torch.randn(16, 3, 16, 16, generator=draws), torch.arange(16) % 4
 
 
-def gradients(space, config, batch, *, taught_by="", teacher=None):
+def gradients(
+    space: SearchSpace,
+    config: TrainConfig,
+    batch: Batch,
+    *,
+    taught_by: str = "",
+    teacher: nn.Module | None = None,
+) -> tuple[Gradients, Losses]:
     """Return the gradients of a sandwich step by name, and its losses by role."""
     supernet = SuperNet(space, seed=1)
     passes = Passes(supernet, config, teacher=teacher)
@@ -26,28 +40,32 @@ def gradients(space, config, batch, *, taught_by="", teacher=None):
     return {name: value.grad for name, value in supernet.named_parameters()}, losses
 
 
-def by_hand(space, config, loss_of):
+def by_hand(
+    space: SearchSpace,
+    config: TrainConfig,
+    loss_of: Callable[[SuperNet, list[Architecture]], Tensor],
+) -> Gradients:
     """Return the gradients of the mean of some losses, by one backward pass."""
     supernet = SuperNet(space, seed=1)
     paths = step_paths(space, Schedule.of(config, steps_per_epoch=1), 2)
-    loss_of(supernet, [path.architecture for path in paths]).backward()
+    loss_of(supernet, [path.architecture for path in paths]).backward()  # type: ignore[no-untyped-call]
     return {name: value.grad for name, value in supernet.named_parameters()}
 
 
-def assert_equal(found, wanted, **tolerances):
+def assert_equal(found: Gradients, wanted: Gradients, *, rtol: float, atol: float) -> None:
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         if gradient is None:
             assert found[name] is None, name
         else:
-            torch.testing.assert_close(found[name], gradient, **tolerances)
+            torch.testing.assert_close(found[name], gradient, rtol=rtol, atol=atol)
 
 
 def test_a_step_leaves_the_gradient_of_the_mean_loss_of_its_paths(small, batch):
     images, labels = batch
     found, losses = gradients(small, SANDWICH, batch)
 
-    def mean(supernet, paths):
+    def mean(supernet: SuperNet, paths: list[Architecture]) -> Tensor:
         each = [F.cross_entropy(supernet(images, p), labels, label_smoothing=0.1) for p in paths]
         assert list(losses) == ["largest", "smallest", "random"]
         torch.testing.assert_close(torch.stack(list(losses.values())), torch.stack(each).detach())
@@ -59,8 +77,8 @@ def test_a_step_leaves_the_gradient_of_the_mean_loss_of_its_paths(small, batch):
 
 @pytest.mark.parametrize("taught_by", ["", "largest"])
 def test_several_threads_leave_the_very_gradients_of_one(small, batch, taught_by):
-    several = TrainConfig(**{**_plain(SANDWICH), "path_threads": 3, "accumulate": 2})
-    one = TrainConfig(**{**_plain(SANDWICH), "accumulate": 2})
+    several = replace(SANDWICH, path_threads=3, accumulate=2)
+    one = replace(SANDWICH, accumulate=2)
     wanted, losses = gradients(small, one, batch, taught_by=taught_by)
     for _ in range(3):
         found, own = gradients(small, several, batch, taught_by=taught_by)
@@ -68,16 +86,12 @@ def test_several_threads_leave_the_very_gradients_of_one(small, batch, taught_by
         assert_equal(found, wanted, rtol=0, atol=0)
 
 
-def _plain(config: TrainConfig) -> dict[str, object]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
-
-
 def test_a_batch_in_parts_leaves_the_mean_gradient_of_the_parts(small, batch):
     images, labels = batch
-    config = TrainConfig(**{**_plain(SANDWICH), "accumulate": 4})
+    config = replace(SANDWICH, accumulate=4)
     found, _ = gradients(small, config, batch)
 
-    def mean(supernet, paths):
+    def mean(supernet: SuperNet, paths: list[Architecture]) -> Tensor:
         parts = zip(images.split(4), labels.split(4), strict=True)
         each = [
             F.cross_entropy(supernet(x, path), y, label_smoothing=0.1)
@@ -92,10 +106,10 @@ def test_a_batch_in_parts_leaves_the_mean_gradient_of_the_parts(small, batch):
 
 def test_in_place_the_largest_learns_the_labels_and_the_others_its_scores(small, batch):
     images, labels = batch
-    config = TrainConfig(**{**_plain(SANDWICH), "regularise": "largest"})
+    config = replace(SANDWICH, regularise="largest")
     found, _ = gradients(small, config, batch, taught_by="largest")
 
-    def mean(supernet, paths):
+    def mean(supernet: SuperNet, paths: list[Architecture]) -> Tensor:
         scores = [supernet(images, path) for path in paths]
         soft = scores[0].detach().softmax(1)
         losses = [F.cross_entropy(scores[0], labels, label_smoothing=0.1)]
@@ -111,10 +125,10 @@ def test_a_network_teaches_every_path_by_its_weight_beside_labels_smoothed_for_t
     images, labels = batch
     torch.manual_seed(0)
     teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4)).eval()
-    config = TrainConfig(**{**_plain(SANDWICH), "regularise": "largest", "distill_weight": 0.25})
+    config = replace(SANDWICH, regularise="largest", distill_weight=0.25)
     found, _ = gradients(small, config, batch, taught_by="teacher", teacher=teacher)
 
-    def mean(supernet, paths):
+    def mean(supernet: SuperNet, paths: list[Architecture]) -> Tensor:
         soft = teacher(images).detach().softmax(1)
         losses = []
         for path, smoothing in zip(paths, (0.1, 0.0, 0.0), strict=True):
@@ -133,7 +147,7 @@ def test_an_error_in_the_largest_path_ends_the_others_that_wait_for_it(small, ba
                 raise MemoryError("no memory for the largest")
             return super().forward(x, architecture, statistics, fit=fit)
 
-    config = TrainConfig(**{**_plain(SANDWICH), "path_threads": 2})
+    config = replace(SANDWICH, path_threads=2)
     supernet = Broken(small, seed=1)
     passes = Passes(supernet, config)
     paths = step_paths(small, Schedule.of(config, steps_per_epoch=1), 2)
@@ -146,7 +160,7 @@ def test_an_error_in_the_largest_path_ends_the_others_that_wait_for_it(small, ba
 
 def test_gradients_keep_the_memory_layout_of_weights_in_channels_last(small, batch):
     supernet = SuperNet(small, seed=1).to(memory_format=torch.channels_last)
-    config = TrainConfig(**{**_plain(SANDWICH), "path_threads": 2})
+    config = replace(SANDWICH, path_threads=2)
     passes = Passes(supernet, config)
     passes.run(step_paths(small, Schedule.of(config, steps_per_epoch=1), 2), batch)
     passes.close()

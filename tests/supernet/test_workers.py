@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nas.data import Data
 from nas.errors import ConfigError, NasError, TrainingDiverged
 from nas.files import write_json
 from nas.supernet import SuperNet, TrainConfig, load, train
@@ -124,9 +125,9 @@ def test_what_one_process_refuses_starts_no_workers(tmp_path, small, quarters):
     assert not (tmp_path / "ray").exists()
 
 
-def job(folder: Path, supernet: SuperNet, quarters) -> Job:
+def job(folder: Path, supernet: SuperNet, data: Data) -> Job:
     return Job(
-        supernet=supernet, data=quarters, config=TrainConfig(), folder=folder, place=folder,
+        supernet=supernet, data=data, config=TrainConfig(), folder=folder, place=folder,
         teacher=None, threads=1,
     )  # fmt: skip
 
@@ -158,11 +159,11 @@ def test_a_batch_of_several_parts_in_a_group_exchanges_once(small):
             torch.nn.Module.__init__(self)
             self.calls: list[str] = []
 
-        def no_sync(self):  # type: ignore[override]
+        def no_sync(self):
             self.calls.append("apart")
             return super().no_sync()
 
-        def __call__(self, images, architecture):  # type: ignore[override]
+        def __call__(self, images, architecture):
             self.calls.append("pass")
             return supernet(images, architecture)
 
