@@ -26,12 +26,13 @@ from nas.supernet import SuperNet, TrainConfig, score
 from nas.supernet.train import Training
 
 STEPS, SEEDS = 240, (0, 1)
-BASE = TrainConfig(steps=STEPS, lr=0.004, checkpoint_steps=STEPS, log_steps=20, path_threads=1)
+BASE = TrainConfig(
+    steps=STEPS, lr=0.004, ema_decay=0.999, checkpoint_steps=STEPS, log_steps=20, path_threads=1
+)
 VARIANTS = {
     "base": BASE,
     "uniform": replace(BASE, sampling="uniform"),
     "smooth-largest": replace(BASE, regularise="largest"),
-    "in-place": replace(BASE, distill_start=0.9),
 }
 RESULT = RESULTS / "supernet_training.json"
 
