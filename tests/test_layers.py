@@ -31,7 +31,7 @@ HOMES = {
     "onnxruntime": {"latency", "winner"},
     "openvino": {"latency"},
     "nncf": {"latency"},
-    "ray": {"search"},
+    "ray": {"search", "supernet"},
     "pydantic": {"files"},
     "yaml": {"files"},
     "matplotlib": {"report"},

@@ -26,6 +26,17 @@ Init = Annotated[
         help="Start from a network's weights: a timm name (its weights are fetched) or a folder."
     ),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Processes that share each batch, by Ray Train; 1 without Ray."),
+]
+FitChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--fit-choice",
+        help="Then fit which kinds suit this target, as --target has it, into choice/ in the run.",
+    ),
+]
 TargetName = Annotated[
     str | None,
     typer.Option("--target", help="RUNTIME,PRECISION,bBATCH,tTHREADS here, or a full id."),

@@ -72,6 +72,8 @@ def train(
     data: flags.Data = None,
     image_size: flags.ImageSize = None,
     init: flags.Init = None,
+    workers: flags.Workers = None,
+    fit_choice: flags.FitChoice = None,
     seed: flags.Seed = None,
     resume: flags.Resume = False,
     json: flags.Json = False,
@@ -84,17 +86,21 @@ def train(
 
     Checkpoints are kept in the run's folder; after a stop, --resume ends with the same weights.
     With --init it starts from the weights of a published network, or of a winner, that fits in.
+    --fit-choice weighs the kinds of block against their latency on a target that has a table, with
+    the weights as they are; --resume does that for a supernet that is trained.
     """
     options = Options(json, quiet, verbose, debug, go_on("train", run))
     with guarded(options):
         from nas import pipeline
 
         flagged = {"space": space, "data": data, "image_size": image_size}
-        flagged |= {"init": init, "seed": seed}
+        flagged |= {"init": init, "train.workers": workers, "seed": seed}
         config = pipeline.config_of(run, changes(flagged, overrides), begin=True)
         with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
             opened.refuse_repeat("train")
             result = pipeline.train(opened)
+            if fit_choice is not None:
+                result = result.joined("choice", pipeline.fit_kinds(opened, fit_choice))
         emit(result.to_json(), result.text(), options)
 
 

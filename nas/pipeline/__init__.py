@@ -2,6 +2,7 @@
 
 from nas.pipeline.by_files import plan_winner, search_by_files, verify_by_files
 from nas.pipeline.candidates import search
+from nas.pipeline.choice import fit_kinds
 from nas.pipeline.config import RunConfig, preset
 from nas.pipeline.config import load as load_config
 from nas.pipeline.device_study import study_device
@@ -24,6 +25,7 @@ __all__ = [
     "config_of",
     "distill",
     "doctor",
+    "fit_kinds",
     "export",
     "load_config",
     "plan_profile",

@@ -12,7 +12,7 @@ from nas.latency import ProfileConfig
 from nas.latency.check import MIN_NETWORKS
 from nas.pipeline.sample import RankConfig
 from nas.study import mask_url
-from nas.supernet import TrainConfig
+from nas.supernet import FitChoiceConfig, TrainConfig
 from nas.winner.distill import DistillConfig
 
 SCHEMA = 1
@@ -63,6 +63,7 @@ class RunConfig:
     init: str | None = None
     profile: ProfileConfig = field(default_factory=lambda: ProfileConfig(calibrate_on=24))
     train: TrainConfig = field(default_factory=TrainConfig)
+    fit_choice: FitChoiceConfig = field(default_factory=FitChoiceConfig)
     teach: DistillConfig = field(default_factory=DistillConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     rank: RankConfig = field(default_factory=RankConfig)
@@ -103,7 +104,10 @@ class RunConfig:
 
     def reads(self, stage: str) -> dict[str, Any]:
         """Return the settings a stage depends on, as plain values."""
-        return {name: to_plain(getattr(self, name)) for name in READS[stage]}
+        names = READS[stage]
+        if stage == "train" and self.train.needs_teacher:
+            names += ("teacher", "teach")
+        return {name: to_plain(getattr(self, name)) for name in names}
 
 
 READS: dict[str, tuple[str, ...]] = {

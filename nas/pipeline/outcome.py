@@ -1,7 +1,7 @@
 """Outcome: what a stage leaves to say, for programs and for people."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nas.errors import NasError
@@ -22,6 +22,12 @@ class Outcome:
     def text(self) -> str:
         """Return the lines for a terminal."""
         return "\n".join(self.lines)
+
+    def joined(self, name: str, other: "Outcome") -> "Outcome":
+        """Return this outcome with another's lines below, and its values under a name."""
+        return replace(
+            self, values={**self.values, name: other.values}, lines=self.lines + other.lines
+        )
 
     def raise_if_broken(self) -> None:
         """Raise what was found wrong, if anything was."""

@@ -160,7 +160,10 @@ def train(run: Run, materials: Materials | None = None) -> Outcome:
         supernet.to(best_device())
         settings = replace(config.train, seed=stage_seed(config.seed, "train"))
         folder = run.folder / "supernet"
-        trained = train_supernet(supernet, data, settings, folder, progress=progress)
+        teacher = materials.teacher if settings.needs_teacher else None
+        trained = train_supernet(
+            supernet, data, settings, folder, teacher=teacher, progress=progress
+        )
         ends = {"smallest": space.smallest(), "largest": space.largest()}
         accuracies = {end: score(supernet, ends[end], data).accuracy for end in ends}
         return {
@@ -169,6 +172,7 @@ def train(run: Run, materials: Materials | None = None) -> Outcome:
             "steps": trained.history[-1]["step"] if trained.history else 0,
             "accuracy": accuracies,
             "kinds": trained.choice.probabilities(),
+            "averaged": trained.is_averaged,
             "init": started,
         }
 

@@ -7,6 +7,7 @@ model = supernet.extract(architecture, result.statistics)
 """
 
 from nas.supernet.choice import Choice
+from nas.supernet.choosing import FitChoiceConfig, fit_choice
 from nas.supernet.embed import embed
 from nas.supernet.evaluate import EvaluateConfig, Evaluator, Score, fit_statistics, score
 from nas.supernet.known_scores import Quality
@@ -19,6 +20,7 @@ __all__ = [
     "Choice",
     "EvaluateConfig",
     "Evaluator",
+    "FitChoiceConfig",
     "Quality",
     "Score",
     "Statistics",
@@ -26,6 +28,7 @@ __all__ = [
     "TrainConfig",
     "Trained",
     "embed",
+    "fit_choice",
     "fit_statistics",
     "load",
     "score",

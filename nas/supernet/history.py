@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,28 @@ class History:
         """Add the losses of one step by role."""
         self._open += [(step, role, loss) for role, loss in losses.items()]
 
-    def close_row(self, steps_done: int, *, lr: float) -> tuple[int, str, float] | None:
+    def close_row(
+        self,
+        steps_done: int,
+        *,
+        lr: float,
+        over: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[int, str, float] | None:
         """Average what was added since the last row.
+
+        Args:
+            steps_done: Number of the row.
+            lr: Of the last step.
+            over: Returns the mean of losses over processes that have other images, so that all
+                of them find the same one not finite.
 
         Returns:
             None, or (step, role, loss) of the first loss that is not finite; no row is added then.
         """
         if not self._open:
             return None
-        values = torch.stack([loss.float() for _, _, loss in self._open]).tolist()
+        losses = torch.stack([loss.float() for _, _, loss in self._open])
+        values = (losses if over is None else over(losses)).tolist()
         by_role: dict[str, list[float]] = {}
         for (step, role, _), value in zip(self._open, values, strict=True):
             if not math.isfinite(value):

@@ -9,10 +9,11 @@ import numpy as np
 from nas.seeds import stage_seed
 from nas.space import Architecture, SearchSpace
 from nas.supernet.choice import kind_genes
-from nas.supernet.schedule import Schedule
+from nas.supernet.schedule import Schedule, TrainConfig
 
 Genes = Mapping[str, tuple[Any, ...]]
 Numbers = dict[str, Any]  # gene -> option
+DRAWN = 64  # candidates of which the nearest to a level is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +33,35 @@ def step_paths(space: SearchSpace, schedule: Schedule, step: int) -> tuple[StepP
         "sandwich": ("largest", "smallest") + ("random",) * each,
     }[schedule.phase(step)]
     first = schedule.paths_before(step)
-    seed = schedule.config.seed
     return tuple(
-        StepPath(role, space.architecture(path_choice(space, role, seed=seed, draw=first + number)))
+        StepPath(role, drawn_path(space, role, config=schedule.config, draw=first + number))
         for number, role in enumerate(roles)
     )
 
 
-def path_choice(space: SearchSpace, role: str, *, seed: int, draw: int) -> Numbers:
+def drawn_path(space: SearchSpace, role: str, *, config: TrainConfig, draw: int) -> Architecture:
+    """Return the path of a role by its number among all paths of a training."""
+    level = config.sampling == "level"
+    return space.architecture(path_choice(space, role, seed=config.seed, draw=draw, level=level))
+
+
+def path_choice(
+    space: SearchSpace, role: str, *, seed: int, draw: int, level: bool = False
+) -> Numbers:
     """Return the genes of one path: its numbers by its role, its kinds by turns.
 
     The number of mb3d at a stage's end is drawn for every role: it is a question of kinds, and
     more of them is not larger.
+
+    Args:
+        space: Where paths come from.
+        role: largest, smallest or random.
+        seed: With `draw`, all that the path depends on.
+        draw: Number of the path.
+        level: Draw random numbers near a level of MACs, and not uniformly in each gene.
     """
     genes = space.genes()
+    kinds = fair_kinds(space, seed=seed, draw=draw)
     rng = np.random.default_rng(stage_seed(seed, f"path {draw}"))
     picks = rng.integers(0, [len(options) for options in genes.values()])
     random = {
@@ -54,7 +70,35 @@ def path_choice(space: SearchSpace, role: str, *, seed: int, draw: int) -> Numbe
     if role != "random":
         end = -1 if role == "largest" else 0
         random |= {g: options[end] for g, options in genes.items() if not g.endswith(".tail")}
-    return random | fair_kinds(space, seed=seed, draw=draw)
+    elif level:
+        tails = {gene: value for gene, value in random.items() if gene.endswith(".tail")}
+        random = _near_level(space, tails | kinds, rng)
+    return random | kinds
+
+
+def _near_level(space: SearchSpace, fixed: Numbers, rng: np.random.Generator) -> Numbers:
+    """Return numbers whose MACs are near a level, uniform on a log scale between the ends.
+
+    Uniform genes give sums that concentrate in the middle, so that small and large networks are
+    hardly trained. Each candidate leans to small or to large numbers as a whole.
+
+    Args:
+        space: Where the numbers come from.
+        fixed: Genes that are decided; the ends are those of the networks with these.
+        rng: Source of randomness.
+    """
+    genes = space.genes()
+    most = np.array([len(options) - 1 for options in genes.values()])
+    drawn = rng.binomial(most, rng.random((DRAWN, 1)), size=(DRAWN, len(most)))
+    codes = np.concatenate([[0 * most, most], drawn])
+    for column, (gene, options) in enumerate(genes.items()):
+        if gene in fixed:
+            codes[:, column] = options.index(fixed[gene])
+    macs = np.log(space.macs_pricer()(codes))
+    aim = macs[0] + (macs[1] - macs[0]) * rng.random()
+    nearest = 2 + int(np.argmin(np.abs(macs[2:] - aim)))
+    (numbers,) = space.decode(codes[nearest : nearest + 1])
+    return numbers
 
 
 def fair_kinds(space: SearchSpace, *, seed: int, draw: int) -> Numbers:

@@ -27,11 +27,13 @@ class Trained:
         choice: The logits of the kinds.
         history: Rows {"step", "lr", "largest", "smallest", "random", "choice"}: mean losses since
             the row before, of the roles that ran.
+        is_averaged: Whether the weights are the moving average of those of the steps.
     """
 
     supernet: SuperNet
     choice: Choice
     history: tuple[Plain, ...]
+    is_averaged: bool = False
 
 
 def stored(identity: Plain, parts: Mapping[str, Any]) -> tuple[dict[str, Tensor], Plain]:
@@ -108,6 +110,11 @@ def load(folder: Path | str) -> Trained:
         choice = Choice(space)
         for name, part in (("supernet", supernet), ("choice", choice)):
             part.load_state_dict(checkpoint.unpack(found.state[name], found.tensors))
-        return Trained(supernet=supernet, choice=choice, history=tuple(found.state["history"]))
+        return Trained(
+            supernet=supernet,
+            choice=choice,
+            history=tuple(found.state["history"]),
+            is_averaged=found.state.get("is_averaged", False),  # older ones have no average
+        )
     except (KeyError, TypeError) as error:
         raise CorruptFile(f"{folder} holds checkpoints, but not those of a supernet.") from error

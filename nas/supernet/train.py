@@ -1,6 +1,5 @@
 """Training a supernet: many cheap paths, then a short sandwich; kinds chosen along the way."""
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -8,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas import checkpoint, files
 from nas.data import Data, batches, steps_per_epoch
-from nas.errors import TrainingDiverged
+from nas.errors import ConfigError, TrainingDiverged
 from nas.seeds import stage_seed
-from nas.supernet.choice import Choice, spots
+from nas.supernet.average import Average, mean_loss
+from nas.supernet.choice import Choice
+from nas.supernet.choosing import sampled_scores, update
 from nas.supernet.evaluate import check_fit
 from nas.supernet.history import History
 from nas.supernet.model import SuperNet
-from nas.supernet.paths import choice_path, step_paths
+from nas.supernet.passes import Passes
+from nas.supernet.paths import drawn_path, step_paths
+from nas.supernet.peers import Peers
 from nas.supernet.schedule import Schedule, TrainConfig
 from nas.supernet.stored import Trained, restored, stored
 from nas.supernet.taylor import TaylorConfig, covering_paths, measure_importance, order
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 Batch = tuple[Tensor, Tensor]
 
+COMPARED = ("largest", "smallest", *("random",) * 6)  # paths that say whether the average is better
+FREE = ("path_threads", "restarts")  # settings that change no result
+
 
 def train(
     supernet: SuperNet,
@@ -36,6 +41,7 @@ def train(
     config: TrainConfig,
     folder: Path | str,
     *,
+    teacher: nn.Module | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train a supernet in place, on the device it is on, and leave its checkpoints in a folder.
@@ -49,8 +55,13 @@ def train(
     same kind did not reach get zero gradients, so that AdamW's decay and momentum move them on.
 
     Between the largest paths and the random ones the channels are put into the order of their
-    Taylor importance, together with AdamW's moments (`taylor.order`), so that the small networks,
-    which come then, begin with the channels that matter.
+    Taylor importance, together with AdamW's moments and the moving average (`taylor.order`), so
+    that the small networks, which come then, begin with the channels that matter.
+
+    With `config.workers` above 1 the steps are made by Ray Train, in processes that divide each
+    batch; each normalises its own share. They are started from here, on this machine or on the
+    cluster that RAY_ADDRESS names, which must see `folder`. One that is lost is replaced, and all
+    go on from the last checkpoint.
 
     Args:
         supernet: What to train; its weights are overwritten if there is a checkpoint.
@@ -58,32 +69,60 @@ def train(
         config: How.
         folder: Holds `step-N.safetensors`, `step-N.json` and `losses.jsonl`, the loss of the
             largest, smallest and random paths apart. One process at a time.
+        teacher: A trained network with the data's classes that scores images as they are given to
+            the supernet, for `distill_from` "teacher".
         progress: Told (steps done, steps in all, loss and time left).
 
     Raises:
-        ConfigError: data and space do not fit, or the folder belongs to another training; the
-            message names the difference.
+        ConfigError: data and space do not fit, a teacher is asked for and not given, or the
+            folder belongs to another training; the message names the difference.
         CorruptFile: every checkpoint there is damaged.
         TrainingDiverged: a loss is NaN or infinite; the last checkpoint is intact.
         StorageError: a checkpoint cannot be written; the one before it is intact.
     """
-    run = _Training(supernet, data, config, Path(folder))
+    if config.workers > 1:
+        from nas.supernet.workers import train_with_workers
+
+        return train_with_workers(
+            supernet, data, config, Path(folder), teacher=teacher, progress=progress
+        )
+    run = Training(supernet, data, config, Path(folder), teacher=teacher)
     run.resume()
     run.go(progress)
-    return Trained(supernet=supernet, choice=run.choice, history=tuple(run.history.rows))
+    return run.trained()
 
 
-class _Training:
-    """The state of one training, and its steps."""
+class Training:
+    """The state of one training, and its steps.
 
-    def __init__(self, supernet: SuperNet, data: Data, config: TrainConfig, folder: Path) -> None:
+    Args:
+        supernet: What to train.
+        data: What on.
+        config: How.
+        folder: Where checkpoints are.
+        teacher: Whom paths learn from, if `config` says so.
+        peers: The processes that divide each batch; all of them make the same calls.
+    """
+
+    def __init__(
+        self,
+        supernet: SuperNet,
+        data: Data,
+        config: TrainConfig,
+        folder: Path,
+        *,
+        teacher: nn.Module | None = None,
+        peers: Peers | None = None,
+    ) -> None:
         check_fit(supernet, data)
-        train_split, choice_split = data.split("train"), data.split("choice")
+        train_split = data.split("train")
         self.supernet, self.data, self.config, self.folder = supernet, data, config, folder
+        self.peers = peers or Peers()
+        self.teacher = _needed(teacher, config)
         self.schedule = Schedule.of(
             config, steps_per_epoch=steps_per_epoch(train_split, config.batch_size)
         )
-        self.choice_batch = min(config.batch_size, len(choice_split))
+        self.choice_batch = _choice_batch(data, config)
         self.device = next(supernet.parameters()).device
         if config.channels_last:
             supernet.to(memory_format=torch.channels_last)
@@ -96,8 +135,22 @@ class _Training:
             [{"params": list(self.choice.logits.values())}],
             lr=config.choice_lr,
         )
+        self.average = Average(supernet, config.ema_decay) if config.ema_decay else None
+        self.passes = Passes(
+            supernet, config, model=self.peers.wrapped(supernet), teacher=self.teacher
+        )
         self.history = History()
+        self.is_averaged = False
         self.step = 0
+
+    def trained(self) -> Trained:
+        """Return what there is so far."""
+        return Trained(
+            supernet=self.supernet,
+            choice=self.choice,
+            history=tuple(self.history.rows),
+            is_averaged=self.is_averaged,
+        )
 
     # ------------------------------------------------------------ checkpoints
     def resume(self) -> None:
@@ -107,33 +160,40 @@ class _Training:
             restored(found, self._identity(), self._parts(), source=self.folder)
             self.step = found.step
             self.history = History(found.state["history"])
+            self.is_averaged = found.state["is_averaged"]
             log.info("going on after step %d of %d", self.step, self.schedule.steps)
 
     def save(self) -> None:
         """Write a checkpoint of the steps done, and the history beside it."""
         tensors, state = stored(self._identity(), self._parts())
-        state["history"] = self.history.rows
+        state |= {"history": self.history.rows, "is_averaged": self.is_averaged}
         checkpoint.save(self.folder, self.step, tensors, state)
         self.history.write(self.folder / "losses.jsonl")
 
     def _identity(self) -> dict[str, Any]:  # Any: plain JSON
         """Return what must be equal for a checkpoint to be gone on with."""
+        settings = files.to_plain(self.config)
+        teacher = None
+        if self.teacher is not None:
+            teacher = checkpoint.digest_tensors(self.teacher.state_dict())
         return {
             "space": files.to_plain(self.supernet.space),
             "supernet_seed": self.supernet.seed,
             "start": self.supernet.start,
             "data": self.data.digest,
             "steps": self.schedule.steps,
-            "config": files.to_plain(self.config),
+            "config": {name: settings[name] for name in settings if name not in FREE},
+            "teacher": teacher,
         }
 
     def _parts(self) -> dict[str, Any]:  # Any: what has a state
-        return {
+        parts = {
             "supernet": self.supernet,
             "choice": self.choice,
             "optimizer": self.optimizer,
             "choice_optimizer": self.choice_optimizer,
         }
+        return parts if self.average is None else parts | {"average": self.average}
 
     # ------------------------------------------------------------ the loop
     def go(self, progress: Progress | None) -> None:
@@ -144,21 +204,35 @@ class _Training:
         begun = time.perf_counter()
         images = self._stream("train", self.config.batch_size, first)
         choices = self._stream("choice", self.choice_batch, self.schedule.choices_before(first))
-        while self.step < total:
-            step = self.step
-            if self.schedule.is_preceded_by_ordering(step):
-                self._order()
-            self.history.add(step, self._weight_step(step, next(images)))
-            if self.schedule.is_followed_by_choice(step) and self.choice.logits:
-                self.history.add(step, {"choice": self._choice_step(step, next(choices))})
-            self.step += 1
-            is_saved = self.step % self.config.checkpoint_steps == 0 or self.step == total
-            if is_saved or self.step % self.config.log_steps == 0:
-                self._close_row()
-            if is_saved:
-                self.save()
-            if progress is not None:
-                progress(self.step, total, f"{self.history.last()}, {self._left(first, begun)}")
+        try:
+            while self.step < total:
+                self._one_step(images, choices)
+                self._keep(self.step)
+                if progress is not None:
+                    progress(self.step, total, f"{self.history.last()}, {self._left(first, begun)}")
+        finally:
+            self.passes.close()
+
+    def _one_step(self, images: Iterator[Batch], choices: Iterator[Batch]) -> None:
+        """Take step number `self.step`, and the choice step behind it if one is due."""
+        step = self.step
+        if self.schedule.is_preceded_by_ordering(step):
+            self._order()
+        self.history.add(step, self._weight_step(step, next(images)))
+        if self.schedule.is_followed_by_choice(step) and self.choice.logits:
+            self.history.add(step, {"choice": self._choice_step(step, next(choices))})
+        self.step += 1
+
+    def _keep(self, done: int) -> None:
+        """Close the history's row, settle on the weights and save, where that is due."""
+        is_last = done == self.schedule.steps
+        is_saved = done % self.config.checkpoint_steps == 0 or is_last
+        if is_saved or done % self.config.log_steps == 0:
+            self._close_row()
+        if is_last:
+            self._settle()
+        if is_saved and self.peers.is_first:
+            self.save()
 
     def _left(self, first: int, begun: float) -> str:
         """Return the time left: as much a path as since step `first`, which began at `begun`."""
@@ -187,7 +261,8 @@ class _Training:
 
     def _close_row(self) -> None:
         """Average the losses since the last row; raise TrainingDiverged if one was not finite."""
-        bad = self.history.close_row(self.step, lr=self.schedule.learning_rate(self.step - 1))
+        rate = self.schedule.learning_rate(self.step - 1)
+        bad = self.history.close_row(self.step, lr=rate, over=self.peers.mean)
         if bad is not None:
             step, role, loss = bad
             before = self.step - 1 - (self.step - 1) % self.config.checkpoint_steps
@@ -207,62 +282,82 @@ class _Training:
             self.data,
             TaylorConfig(images=self.config.order_images, batch_size=self.config.batch_size),
         )
+        importance = self.peers.of_first(importance)  # a last bit could turn two channels round
         orders = order(self.supernet, importance, optimizer=self.optimizer)
+        if self.average is not None:
+            order(self.average.supernet, importance)
         log.info(
             "put the channels of %d dimensions in order before step %d", len(orders), self.step
         )
 
     def _weight_step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Update the weights on one batch; return the mean loss of each role."""
-        images, labels = batch
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(step)
-        self.optimizer.zero_grad(set_to_none=True)  # kinds that are not run stay as they are
         paths = step_paths(self.supernet.space, self.schedule, step)
-        losses: dict[str, Tensor] = {}
-        teacher: Tensor | None = None
-        for path in paths:
-            with self._autocast():
-                scores = self.supernet(images, path.architecture)
-                loss = self._loss(scores, labels, teacher)
-            (loss / len(paths)).backward()  # type: ignore[no-untyped-call]
-            if path.role == "largest" and self.schedule.distills(step):
-                teacher = scores.detach()
-            share = 1 / sum(other.role == path.role for other in paths)
-            losses[path.role] = losses.get(path.role, 0) + share * loss.detach()
+        taught_by = self.schedule.teacher(step)
+        losses = self.passes.run(paths, self.peers.share(batch), taught_by=taught_by)
         if self.config.clip_grad:
-            torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), self.config.clip_grad)
+            nn.utils.clip_grad_norm_(self.supernet.parameters(), self.config.clip_grad)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.supernet)
         return losses
-
-    def _loss(self, scores: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
-        """Return the cross-entropy with the labels, or with the largest path's scores."""
-        if teacher is not None:
-            return F.cross_entropy(scores.float(), teacher.float().softmax(1))
-        smoothing = self.config.label_smoothing
-        return F.cross_entropy(scores.float(), labels, label_smoothing=smoothing)
 
     def _choice_step(self, step: int, batch: Batch) -> Tensor:
         """Update the logits of the kinds on a batch of the choice split; return the loss."""
-        images, labels = batch
+        images, labels = self.peers.share(batch)
         number = self.schedule.choices_before(step)
-        generator = torch.Generator().manual_seed(stage_seed(self.config.seed, f"gumbel {number}"))
-        weights = self.choice.sample(generator, temperature=self.schedule.temperature(number))
-        path = spots(
-            self.supernet.space,
-            choice_path(self.supernet.space, seed=self.config.seed, number=number),
-        )
-        with self._autocast():
-            loss = self._loss(self.supernet.forward_mixed(images, path, weights), labels, None)
-        logits = list(self.choice.logits.values())
-        for value, gradient in zip(logits, torch.autograd.grad(loss, logits), strict=True):
-            value.grad = gradient
-        self.choice_optimizer.step()
+        temperature = self.schedule.temperature(number)
+        with self.passes.autocast():
+            scores, _ = sampled_scores(
+                self.supernet, self.choice, images,
+                seed=self.config.seed, number=number, temperature=temperature,
+            )  # fmt: skip
+            loss = self.passes.loss("choice", scores, labels, None)
+        update(self.choice, self.choice_optimizer, loss, over=self.peers.mean)
         return loss.detach()
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return bfloat16 autocast where the device is a GPU that has it."""
-        is_on = self.config.amp and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        if not is_on:
-            return contextlib.nullcontext()
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+    def _settle(self) -> None:
+        """Take the averaged weights for the result if they do better on the choice split."""
+        if self.average is None:
+            return
+        first = self.schedule.paths_before(self.step)
+        paths = [
+            drawn_path(self.supernet.space, role, config=self.config, draw=first + number)
+            for number, role in enumerate(COMPARED)
+        ]
+        now, averaged = (
+            mean_loss(each, paths, self.data) for each in (self.supernet, self.average.supernet)
+        )
+        self.is_averaged = bool(self.peers.of_first(averaged < now))
+        if self.is_averaged:
+            self.supernet.load_state_dict(self.average.supernet.state_dict())
+        log.info(
+            "the %s weights are the result: a loss of %.4f, averaged %.4f on the choice split",
+            "averaged" if self.is_averaged else "last", now, averaged,
+        )  # fmt: skip
+
+
+def _needed(teacher: nn.Module | None, config: TrainConfig) -> nn.Module | None:
+    """Return the teacher in eval mode, None where nobody learns from it."""
+    if not config.needs_teacher:
+        return None
+    if teacher is None:
+        raise ConfigError(
+            "distill_from is teacher, so a trained network must be given, but there is none. "
+            "Pass train(..., teacher=network), or distill from the largest path."
+        )
+    return teacher.eval()
+
+
+def _choice_batch(data: Data, config: TrainConfig) -> int:
+    """Return the images of a choice step: as many for each worker, and at least two."""
+    images = len(data.split("choice"))
+    size = min(config.batch_size, images) // config.workers * config.workers
+    if config.choice_every and size < 2 * config.workers:
+        raise ConfigError(
+            f"a choice step needs at least 2 images for each of {config.workers} workers, but the "
+            f"choice split has {images}. Use fewer workers, or choice_every=0."
+        )
+    return max(1, size)

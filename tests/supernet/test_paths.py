@@ -1,5 +1,7 @@
 from collections import Counter
 
+import numpy as np
+
 from nas.supernet import TrainConfig
 from nas.supernet.choice import kind_genes
 from nas.supernet.paths import fair_kinds, path_choice, step_paths
@@ -51,6 +53,29 @@ def test_largest_and_smallest_are_so_in_every_number_and_fair_in_kinds(tiny):
                 if not gene.endswith((".kind", ".by", ".tail")):
                     assert choice[gene] == options[end]
         assert kinds == {"mb4d", "cga", "mbconv"}
+
+
+def test_random_paths_at_levels_reach_both_ends_and_uniform_ones_stay_in_the_middle(tiny):
+    def macs(level: bool) -> np.ndarray:
+        choices = [path_choice(tiny, "random", seed=0, draw=n, level=level) for n in range(120)]
+        return np.sort(np.log(tiny.macs_pricer()(tiny.encode(choices))))
+
+    ends = [path_choice(tiny, role, seed=0, draw=0) for role in ("smallest", "largest")]
+    low, high = np.log(tiny.macs_pricer()(tiny.encode(ends)))
+    shares = [(macs(level) - low) / (high - low) for level in (True, False)]
+    at_ends = [float(((share < 0.2) | (share > 0.8)).mean()) for share in shares]
+    assert at_ends[0] > 0.3 > 2 * at_ends[1]
+    assert shares[0][0] < 0.08 and shares[0][-1] > 0.92
+
+
+def test_levels_leave_kinds_fair_and_tails_uniform(tiny):
+    drawn = [path_choice(tiny, "random", seed=2, draw=draw, level=True) for draw in range(60)]
+    for gene, options in kind_genes(tiny).items():
+        counts = Counter(choice[gene] for choice in drawn)
+        assert max(counts.values()) - min(counts.values()) <= 1 and len(counts) == len(options)
+    tails = Counter(choice["s2.tail"] for choice in drawn)
+    assert min(tails.values()) > 18
+    assert {gene for choice in drawn for gene in choice} == set(tiny.genes())
 
 
 def test_paths_are_a_function_of_seed_and_step(tiny):

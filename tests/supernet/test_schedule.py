@@ -59,9 +59,19 @@ def test_the_temperature_falls_from_start_to_end():
     assert math.isclose(whole.temperature(1) / whole.temperature(0), (1 / 16) ** (1 / last))
 
 
-def test_small_paths_learn_from_the_largest_only_late_in_the_sandwich():
-    assert [s for s in range(100) if schedule(distill_start=0.75).distills(s)] == [*range(95, 100)]
-    assert not any(schedule().distills(step) for step in range(100))
+def test_the_largest_teaches_only_in_the_sandwich_and_a_network_in_every_phase():
+    def taught(**changes: object) -> dict[str, list[int]]:
+        whole = schedule(**changes)
+        found: dict[str, list[int]] = {}
+        for step in range(100):
+            found.setdefault(whole.teacher(step), []).append(step)
+        return found
+
+    assert taught() == {"": [*range(100)]}
+    assert taught(distill_start=0.95) == {"": [*range(95)], "largest": [*range(95, 100)]}
+    assert taught(distill_start=0.0) == {"": [*range(80)], "largest": [*range(80, 100)]}
+    network = taught(distill_start=0.05, distill_from="teacher")
+    assert network == {"": [*range(5)], "teacher": [*range(5, 100)]}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +84,17 @@ def test_small_paths_learn_from_the_largest_only_late_in_the_sandwich():
         ({"largest": 0.7, "sandwich": 0.5}, "add up to at most 1"),
         ({"tau_start": 1.0, "tau_end": 2.0}, "tau_end must be at most tau_start"),
         ({"order_images": 1}, "order_images must be from 2 to 1e\\+06, but is 1"),
-        ({"batch_size": 0}, "batch_size must be"),
+        ({"batch_size": 0}, "batch_size must be at least 2, but is 0"),
+        ({"batch_size": 1}, "batch_size must be at least 2, but is 1: BatchNorm"),
+        ({"batch_size": 64, "accumulate": 64}, "of these 64 passes, but is 64. Take 128."),
+        ({"batch_size": 64, "workers": 3}, "multiple of workers x accumulate.* Take 63."),
+        ({"batch_size": 24, "workers": 2, "accumulate": 8}, "16 passes, but is 24. Take 32."),
+        ({"workers": 0}, "workers must be from 1"),
+        ({"sampling": "levels"}, "sampling must be level or uniform, but is 'levels'"),
+        ({"regularise": "none"}, "regularise must be all or largest"),
+        ({"distill_from": "me"}, "distill_from must be largest or teacher"),
+        ({"ema_decay": 1.5}, "ema_decay must be from 0 to 1"),
+        ({"end_lr": -0.1}, "end_lr must be"),
         ({"checkpoint_steps": 0}, "checkpoint_steps must be"),
     ],
 )

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import logging
 import math
@@ -16,16 +17,20 @@ import torch
 
 from nas import checkpoint
 from nas.data import Data
-from nas.errors import ConfigError, CorruptFile, TrainingDiverged
+from nas.errors import ConfigError, CorruptFile, StorageError, TrainingDiverged
 from nas.space import SearchSpace
 from nas.supernet import SuperNet, TrainConfig, Trained, load, train
+from nas.supernet.evaluate import first_images
+from nas.supernet.taylor import covering_paths
+from nas.supernet.train import Training
 
 CONFIG = TrainConfig(
     steps=14,
     batch_size=16,
     sandwich=0.3,
     largest=0.15,
-    distill_start=0.5,
+    distill_start=0.85,
+    ema_decay=0.9,
     choice_every=2,
     checkpoint_steps=4,
     log_steps=3,
@@ -95,6 +100,84 @@ def test_channels_are_put_in_order_once_behind_the_largest_paths(tmp_path, small
     assert digests(train(SuperNet(small), quarters, plain, tmp_path / "plain")) != digests(ordered)
     with pytest.raises(ConfigError, match=r"config\.order_images \(256 there, 0 asked for\)"):
         train(SuperNet(small), quarters, plain, tmp_path / "ordered")
+
+
+def test_the_average_follows_the_ordering_and_a_stop_around_it(tmp_path, small, quarters):
+    """Its largest network computes the same before and after; a stop in between changes nothing."""
+    config = replace(CONFIG, steps=6, largest=0.5, sandwich=0.0, checkpoint_steps=3)
+    space = small
+    run = Training(SuperNet(space), quarters, config, tmp_path)
+
+    def stop(done: int, total: int, text: str) -> None:
+        if done == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run.go(stop)
+    average, largest = run.average, covering_paths(space)[0]
+    assert average is not None and average.updates == 3
+    x = quarters.split("search").images[:8].float() / 255
+    before = average.supernet(x, largest)
+    kept = checkpoint.digest_tensors(average.supernet.state_dict())
+    run._order()
+    assert checkpoint.digest_tensors(average.supernet.state_dict()) != kept
+    torch.testing.assert_close(average.supernet(x, largest), before, rtol=1e-4, atol=1e-5)
+
+
+def test_threads_and_restarts_are_free_to_change_on_the_way(tmp_path, small, quarters, undisturbed):
+    config = replace(CONFIG, path_threads=1)
+    with pytest.raises(Stopped):
+        train(SuperNet(small), quarters, config, tmp_path, progress=stop_at(9))
+    other = replace(CONFIG, path_threads=2, restarts=0)
+    again = train(SuperNet(small), quarters, other, tmp_path)
+    assert digests(again) == digests(undisturbed)
+
+
+def test_threads_change_no_bit(tmp_path, small, quarters):
+    """All through: sandwiches that distill in place, orderings, averages, choices."""
+    config = replace(CONFIG, steps=8, sandwich=0.8, largest=0.2, path_threads=1)
+    alone = train(SuperNet(small), quarters, config, tmp_path / "one")
+    several = replace(config, path_threads=3)
+    assert digests(train(SuperNet(small), quarters, several, tmp_path / "3")) == digests(alone)
+
+
+def test_a_teacher_is_learnt_from_and_asked_for(tmp_path, small, quarters):
+    config = replace(CONFIG, distill_from="teacher", distill_start=0.0, steps=4)
+    with pytest.raises(ConfigError, match=r"Pass train\(\.\.\., teacher=network\)"):
+        train(SuperNet(small), quarters, config, tmp_path)
+    torch.manual_seed(0)
+    teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4))
+    taught = train(SuperNet(small), quarters, config, tmp_path / "taught", teacher=teacher)
+    plain = replace(config, distill_start=1.0)
+    alone = train(SuperNet(small), quarters, plain, tmp_path / "alone", teacher=teacher)
+    assert digests(taught) != digests(alone)
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4))
+    with pytest.raises(ConfigError, match="teacher"):
+        train(SuperNet(small), quarters, config, tmp_path / "taught", teacher=other)
+
+
+def test_a_choice_split_too_small_for_a_choice_step_is_refused(tmp_path, small, quarters):
+    one = first_images(quarters.split("choice"), 1)
+    data = replace(quarters, splits={**quarters.splits, "choice": one})
+    with pytest.raises(ConfigError, match=r"at least 2 images .* has 1\. .*choice_every=0"):
+        train(SuperNet(small), data, CONFIG, tmp_path)
+
+
+def test_a_disk_that_fills_leaves_the_checkpoint_before(
+    tmp_path, small, quarters, undisturbed, files_at_most
+):
+    size = 0
+
+    def fill(done: int, total: int, text: str) -> None:
+        nonlocal size
+        if done == 5:
+            size = (tmp_path / "step-4.safetensors").stat().st_size
+            limit.enter_context(files_at_most(size // 2))
+
+    with contextlib.ExitStack() as limit, pytest.raises(StorageError, match="step-8"):
+        train(SuperNet(small), quarters, CONFIG, tmp_path, progress=fill)
+    assert size and checkpoint.load(tmp_path).step == 4  # type: ignore[union-attr]
+    assert digests(train(SuperNet(small), quarters, CONFIG, tmp_path)) == digests(undisturbed)
 
 
 def test_weights_in_channels_last_resume_bit_equal_too(tmp_path, small, quarters):
@@ -170,7 +253,7 @@ def test_data_that_does_not_fit_the_space_is_refused(tmp_path, small, quarters):
     with pytest.raises(ConfigError, match=r"num_classes .* has 9 .* 4\. Use space\.replace"):
         train(SuperNet(small.replace(num_classes=9)), quarters, CONFIG, tmp_path)
     with pytest.raises(ConfigError, match="batch_size must be from 1 to the 64 images"):
-        train(SuperNet(small), quarters, replace(CONFIG, batch_size=65), tmp_path)
+        train(SuperNet(small), quarters, replace(CONFIG, batch_size=66), tmp_path)
 
 
 def test_a_loss_that_is_not_a_number_ends_training_with_the_checkpoint_intact(
@@ -249,10 +332,15 @@ torch.set_num_threads(1)
 data = load("digits", image_size=16)
 space = SearchSpace.load("tiny").replace(num_classes=10, image_size=16)
 stages = tuple(replace(stage, depth=stage.depth[:1]) for stage in space.stages)
-config = TrainConfig(steps=40, batch_size=16, checkpoint_steps=6, choice_every=3)
+config = TrainConfig(steps=40, batch_size=16, checkpoint_steps=6, choice_every=3, largest=0.15,
+                     sandwich=0.3, ema_decay=0.9)
 train(SuperNet(space.replace(stages=stages)), data, config, sys.argv[1],
       progress=lambda done, total, text: Path(sys.argv[2]).write_text(str(done)))
 """
+
+
+def _has_come(path: Path, least: int) -> bool:
+    return path.exists() and int(path.read_text() or 0) >= least
 
 
 @pytest.mark.slow
@@ -263,12 +351,12 @@ def test_a_training_killed_at_random_moments_ends_bit_equal(tmp_path):
 
     assert start(tmp_path / "whole").wait() == 0
     moments = random.Random(0)
-    for _ in range(2):
+    for least in (6, 6, 30):  # right before the ordering of channels, in it, in the sandwich
         (tmp_path / "steps").unlink(missing_ok=True)
         process = start(tmp_path / "killed")
-        while not (tmp_path / "steps").exists() and process.poll() is None:
+        while process.poll() is None and not _has_come(tmp_path / "steps", least):
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.6))
+        time.sleep(moments.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert start(tmp_path / "killed").wait() == 0
