@@ -99,7 +99,7 @@ def plain(name: str) -> Callable[[Known, str, float, int], list[int]]:
     """Return a search by one of Optuna's samplers, used plainly."""
 
     def searched(known: Known, mode: str, budget_ms: float, seed: int) -> list[int]:
-        directions = ["maximize", "minimize"] if mode == "front" else ["maximize"]
+        directions: list[Any] = ["maximize", "minimize"] if mode == "front" else ["maximize"]
         study = optuna.create_study(sampler=PLAIN[name](seed=seed), directions=directions)
         rows = []
         for _ in range(THEIRS):

@@ -273,7 +273,8 @@ class EngineSearcher(Searcher):
         self._journal: list[Event] = []
         self._waiting: dict[str, Candidate] = {}
         self._last: dict[str, Result] = {}
-        self._asked = self._failures = 0
+        self._asked: int = 0
+        self._failures: int = 0
         rows = {self._proposer.problem.key(row.choice): row for row in self.study.trials}
         self._recorded = {key: (row.attempt, row.is_complete) for key, row in rows.items()}
         for event in journal:
@@ -338,4 +339,5 @@ def _plain(outcome: Outcome) -> dict[str, Any]:  # Any: plain JSON
 
 
 def _outcome(event: Event) -> Outcome:
-    return Outcome(**{name: event.get(name) for name in _plain(Outcome())})
+    values: dict[str, Any] = {name: event.get(name) for name in _plain(Outcome())}
+    return Outcome(**values)

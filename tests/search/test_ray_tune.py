@@ -106,7 +106,7 @@ def test_it_completes_candidates_and_ends_when_there_are_no_more() -> None:
         evaluations=50,
         options=SearchOptions(complete=complete),
     )
-    configs = []
+    configs: list[Any] = []
     while (config := searcher.suggest(f"t{len(configs)}")) != FINISHED:
         searcher.on_trial_complete(f"t{len(configs)}", {"accuracy": 0.5})
         configs.append(config)
@@ -275,14 +275,15 @@ def test_what_ray_pickles_holds_no_password(
 ) -> None:
     from ray import cloudpickle
 
+    dumps: Any = cloudpickle.dumps
     searcher = searcher_of(table)
     drive(searcher, table, 12)
-    copied = pickle.loads(cloudpickle.dumps(searcher))
+    copied = pickle.loads(dumps(searcher))
     assert rows(copied.study) == rows(searcher.study)
     assert drive(copied, table, 9, first=12) == drive(searcher, table, 9, first=12)
     monkeypatch.setattr(Study, "url", "postgresql://me:***@host/db")
     monkeypatch.setattr(searcher.study, "_url", "postgresql://me:canary@host/db")
-    assert b"canary" not in cloudpickle.dumps(searcher)
+    assert b"canary" not in dumps(searcher)
 
 
 # ---------------------------------------------------------------- inside Tune
@@ -317,7 +318,7 @@ class Killer(tune.Callback):
         if self.done == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 path = folder + "/tuned"
 if tune.Tuner.can_restore(path):
     tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True)
