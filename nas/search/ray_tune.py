@@ -235,7 +235,7 @@ class EngineSearcher(Searcher):
     # ------------------------------------------------------------ going on
     def _reconcile(self, trial_id: str, result: Result | None) -> None:
         """Take over the result of a trial that this state never heard of, by its config."""
-        choice = self._choice_of((result or {}).get("config") or {})
+        choice = self._choice_of(_config_of(result or {}))
         if choice is None:
             logger.warning("trial %s is unknown and has no candidate's config; ignored", trial_id)
             return
@@ -331,6 +331,15 @@ class EngineSearcher(Searcher):
         name, is_stored, url = state["study"]
         self.study = Study.load(name, storage=url) if is_stored else Study.in_memory(name)
         self._replay(state["journal"])
+
+
+def _config_of(result: Result) -> Mapping[str, Any]:  # Any: of a trial's config
+    """Return the config in a report; Tune hands reports on with nested keys joined by "/"."""
+    start = "config/"
+    flat = {
+        key.removeprefix(start): value for key, value in result.items() if key.startswith(start)
+    }
+    return {**flat, **(result.get("config") or {})}
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:  # Any: plain JSON

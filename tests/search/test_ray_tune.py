@@ -235,7 +235,8 @@ def test_a_trial_nobody_knows_is_recorded_if_it_is_a_candidate(
     other = searcher_of(table)
     (config,) = drive(other, table, 1)
     searcher = searcher_of(table, seed=4)
-    searcher.on_trial_complete("lost", reports(table, config))
+    flat = {f"config/{gene}": option for gene, option in config.items()}
+    searcher.on_trial_complete("lost", {"accuracy": 0.25, **flat})  # as Tune hands it on
     searcher.on_trial_complete("lost", reports(table, config))
     slow = dict.fromkeys(table.genes, 3)
     searcher.on_trial_complete("slow", {"accuracy": 0.9, "config": slow})
@@ -294,7 +295,7 @@ from ray import tune
 from nas.search import tune_searcher
 from nas.study import Study
 
-folder, kill_after = sys.argv[1], int(sys.argv[2])
+folder = sys.argv[1]
 genes = {f"g{i}": (0, 1, 2, 3) for i in range(5)} | {"kernels": ((7, 5), (5, 3))}
 
 def codes(choice):
@@ -315,7 +316,7 @@ class Killer(tune.Callback):
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         self.done += 1
-        if self.done == kill_after:
+        if self.done == int(sys.argv[2]):  # a restored Tuner has this object of the killed one
             os.kill(os.getpid(), signal.SIGKILL)
 
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
