@@ -102,6 +102,7 @@ class EngineSearcher(Searcher):
         self._start = start
         self._evaluations = evaluations
         self._options = options
+        self._asked = self._failures = 0
         self._replay([])
 
     # ------------------------------------------------------------ what Tune calls
@@ -273,8 +274,7 @@ class EngineSearcher(Searcher):
         self._journal: list[Event] = []
         self._waiting: dict[str, Candidate] = {}
         self._last: dict[str, Result] = {}
-        self._asked: int = 0
-        self._failures: int = 0
+        self._asked = self._failures = 0
         rows = {self._proposer.problem.key(row.choice): row for row in self.study.trials}
         self._recorded = {key: (row.attempt, row.is_complete) for key, row in rows.items()}
         for event in journal:
