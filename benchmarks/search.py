@@ -99,7 +99,7 @@ def plain(name: str) -> Callable[[Known, str, float, int], list[int]]:
     """Return a search by one of Optuna's samplers, used plainly."""
 
     def searched(known: Known, mode: str, budget_ms: float, seed: int) -> list[int]:
-        directions = ["maximize", "minimize"] if mode == "front" else ["maximize"]
+        directions: list[Any] = ["maximize", "minimize"] if mode == "front" else ["maximize"]
         study = optuna.create_study(sampler=PLAIN[name](seed=seed), directions=directions)
         rows = []
         for _ in range(THEIRS):
@@ -238,8 +238,10 @@ def summarise(known: Known, runs: list[dict[str, Any]]) -> None:
         others = [means[name][str(THEIRS)] for name in SEARCHES if name != "predictor"]
         holds = own <= min(others) if what == "regret" else own >= max(others)
         asked = f"predictor after {OURS} at least as good as the others after {THEIRS}"
-        figures.append(Figure(figure=text, asked=asked, measured=means, holds=holds))
-    wasted = {name: round(np.mean([run[name]["wasted"] for run in runs]), 1) for name in SEARCHES}
+        figures.append(Figure(figure=text, asked=asked, measured=means, holds=bool(holds)))
+    wasted = {
+        name: round(float(np.mean([run[name]["wasted"] for run in runs])), 1) for name in SEARCHES
+    }
     figures += [
         Figure(
             figure="infeasible or repeated evaluations in a search for the best, on average",

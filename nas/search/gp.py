@@ -74,7 +74,8 @@ class GpMind:
             words = codes[:, self._columns].astype(np.float64)
             values = [np.ravel(acquire(words[start : start + CHUNK])) for start in parts]
             # -inf: no improvement at all
-            return np.nan_to_num(np.concatenate([*values, np.zeros(0)]), neginf=-1e6)
+            ranks: Array = np.nan_to_num(np.concatenate([*values, np.zeros(0)]), neginf=-1e6)
+            return ranks
 
         best = sorted(self._scored, key=lambda known: -known[0])[:MOST_PARENTS]
         short = self._pool.best(rank, np.stack([row for _, row in best]))

@@ -102,6 +102,7 @@ class EngineSearcher(Searcher):
         self._start = start
         self._evaluations = evaluations
         self._options = options
+        self._asked = self._failures = 0
         self._replay([])
 
     # ------------------------------------------------------------ what Tune calls
@@ -235,7 +236,7 @@ class EngineSearcher(Searcher):
     # ------------------------------------------------------------ going on
     def _reconcile(self, trial_id: str, result: Result | None) -> None:
         """Take over the result of a trial that this state never heard of, by its config."""
-        choice = self._choice_of((result or {}).get("config") or {})
+        choice = self._choice_of(_config_of(result or {}))
         if choice is None:
             logger.warning("trial %s is unknown and has no candidate's config; ignored", trial_id)
             return
@@ -332,10 +333,20 @@ class EngineSearcher(Searcher):
         self._replay(state["journal"])
 
 
+def _config_of(result: Result) -> Mapping[str, Any]:  # Any: of a trial's config
+    """Return the config in a report; Tune hands reports on with nested keys joined by "/"."""
+    start = "config/"
+    flat = {
+        key.removeprefix(start): value for key, value in result.items() if key.startswith(start)
+    }
+    return {**flat, **(result.get("config") or {})}
+
+
 def _plain(outcome: Outcome) -> dict[str, Any]:  # Any: plain JSON
     names = ("accuracy", "loss", "reason", "evaluation_s")
     return {name: getattr(outcome, name) for name in names}
 
 
 def _outcome(event: Event) -> Outcome:
-    return Outcome(**{name: event.get(name) for name in _plain(Outcome())})
+    values: dict[str, Any] = {name: event.get(name) for name in _plain(Outcome())}
+    return Outcome(**values)

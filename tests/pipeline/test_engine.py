@@ -40,3 +40,18 @@ def test_actors_score_what_this_process_scores(
         found[name] = [(row.architecture_id, row.accuracy, row.costs) for row in study.trials]
     assert len(found["alone"]) == 6
     assert found["rays"] == found["alone"]
+
+
+@pytest.mark.slow
+def test_slimming_starts_from_the_trained_supernet(
+    undisturbed: tuple[Path, dict[str, Any]], start: Callable[..., Any]
+) -> None:
+    folder, _ = undisturbed
+    words = ("--sampler", "slimming", "--name", "slim", "--json")
+    child = start(folder, "search", "--run", "runs/small", *words)
+    _, err = child.communicate(timeout=300)
+    assert child.returncode == 0, err
+    study = Study.load("slim", storage=f"sqlite:///{folder}/runs/nas.db")
+    limits = study.budgets
+    assert len(study.trials) == 6
+    assert all(row.costs[m] <= limit for row in study.trials for m, limit in limits.items())

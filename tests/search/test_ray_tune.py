@@ -106,7 +106,7 @@ def test_it_completes_candidates_and_ends_when_there_are_no_more() -> None:
         evaluations=50,
         options=SearchOptions(complete=complete),
     )
-    configs = []
+    configs: list[Any] = []
     while (config := searcher.suggest(f"t{len(configs)}")) != FINISHED:
         searcher.on_trial_complete(f"t{len(configs)}", {"accuracy": 0.5})
         configs.append(config)
@@ -235,7 +235,8 @@ def test_a_trial_nobody_knows_is_recorded_if_it_is_a_candidate(
     other = searcher_of(table)
     (config,) = drive(other, table, 1)
     searcher = searcher_of(table, seed=4)
-    searcher.on_trial_complete("lost", reports(table, config))
+    flat = {f"config/{gene}": option for gene, option in config.items()}
+    searcher.on_trial_complete("lost", {"accuracy": 0.25, **flat})  # as Tune hands it on
     searcher.on_trial_complete("lost", reports(table, config))
     slow = dict.fromkeys(table.genes, 3)
     searcher.on_trial_complete("slow", {"accuracy": 0.9, "config": slow})
@@ -275,14 +276,15 @@ def test_what_ray_pickles_holds_no_password(
 ) -> None:
     from ray import cloudpickle
 
+    dumps: Any = cloudpickle.dumps
     searcher = searcher_of(table)
     drive(searcher, table, 12)
-    copied = pickle.loads(cloudpickle.dumps(searcher))
+    copied = pickle.loads(dumps(searcher))
     assert rows(copied.study) == rows(searcher.study)
     assert drive(copied, table, 9, first=12) == drive(searcher, table, 9, first=12)
     monkeypatch.setattr(Study, "url", "postgresql://me:***@host/db")
     monkeypatch.setattr(searcher.study, "_url", "postgresql://me:canary@host/db")
-    assert b"canary" not in cloudpickle.dumps(searcher)
+    assert b"canary" not in dumps(searcher)
 
 
 # ---------------------------------------------------------------- inside Tune
@@ -293,7 +295,7 @@ from ray import tune
 from nas.search import tune_searcher
 from nas.study import Study
 
-folder, kill_after = sys.argv[1], int(sys.argv[2])
+folder = sys.argv[1]
 genes = {f"g{i}": (0, 1, 2, 3) for i in range(5)} | {"kernels": ((7, 5), (5, 3))}
 
 def codes(choice):
@@ -314,10 +316,10 @@ class Killer(tune.Callback):
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         self.done += 1
-        if self.done == kill_after:
+        if self.done == int(sys.argv[2]):  # a restored Tuner has this object of the killed one
             os.kill(os.getpid(), signal.SIGKILL)
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 path = folder + "/tuned"
 if tune.Tuner.can_restore(path):
     tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True)
