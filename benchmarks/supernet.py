@@ -133,7 +133,7 @@ def plan_of(
         pieces[f"the supernet, {steps} steps of {seconds * 1e3:.0f} ms on average"] = (
             steps * seconds
         )
-    alone = {"sandwich": 240.0, "evaluation": 300.0, "resume": 480.0}
+    alone = {"sandwich": 240.0, "evaluation": 300.0, "resume": 600.0}
     pieces |= {f"{part}, about": alone[part] for part in parts if part in alone}
     total = sum(pieces.values())
     lines = [f"{seconds / 60:7.1f} min  {name}" for name, seconds in pieces.items()]

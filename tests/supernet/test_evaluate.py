@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nas.data import Split, eval_batches
+from nas.data import Data, Split, eval_batches
 from nas.errors import ConfigError
 from nas.space import Architecture
 from nas.supernet import (
@@ -85,7 +85,7 @@ def test_refitting_uses_equal_batches_of_training_images(small, quarters, supern
     assert torch.equal(again[0][name], before[0][name]) and before[0][name].min() > 0
 
 
-def quality(supernet, architecture, data) -> Quality:
+def quality(supernet: SuperNet, architecture: Architecture, data: Data) -> Quality:
     result = score(supernet, architecture, data)
     return Quality(accuracy=result.accuracy, loss=result.loss)
 
@@ -95,9 +95,9 @@ def test_an_evaluator_gives_what_score_gives_and_normalises_each_image_once(
 ):
     made = []
 
-    def counted(split: Split, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def counted(split: Split, data: Data, **changes: Any) -> Iterator[Any]:
         made.append(split.name)
-        return eval_batches(split, *args, **kwargs)
+        return eval_batches(split, data, **changes)
 
     rng = np.random.default_rng(1)
     architectures = [small.sample(rng) for _ in range(3)]

@@ -56,7 +56,7 @@ def members(model: NasHybrid, name: str, **options: Any) -> tuple[Numbers, Numbe
     # it warns of layer scales, which have no input or output channels of their own
     graph = tp.DependencyGraph().build_dependency(model, torch.randn(2, 3, 16, 16), verbose=False)
     group = graph.get_pruning_group(
-        makes, tp.prune_conv_out_channels, idxs=list(range(makes.out_channels))
+        makes, tp.prune_conv_out_channels, idxs=list(range(makes.get_parameter("weight").shape[0]))
     )
     layers = [dep.target.module for dep, _ in group]
     assert makes in layers and reads in layers
