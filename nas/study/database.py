@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from nas.errors import ConfigError, StorageError
 from nas.study import patience
-from nas.study.lease import deleted
 from nas.study.patience import mask_url, with_patience
 from nas.study.place import Place
 from nas.study.trial import Measurement
@@ -196,15 +195,6 @@ def delete_study(storage: "RDBStorage", name: str, url: str) -> None:
             optuna.delete_study(study_name=name, storage=storage)
 
     with_patience(delete, url=url, patience_s=patience.WRITE_PATIENCE_S)
-
-
-@contextmanager
-def while_it_is_there(name: str) -> Iterator[None]:
-    """Turn Optuna's KeyError for a study that somebody has deleted into a sentence."""
-    try:
-        yield
-    except KeyError as error:
-        raise deleted(name) from error
 
 
 def place_of(storage: "RDBStorage", name: str, url: str) -> Place:

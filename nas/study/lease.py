@@ -81,7 +81,6 @@ class Lease:
         self._id = uuid.uuid4().hex
         self._stop = threading.Event()
         self._lost = threading.Event()
-        self._recording = threading.local()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="nas-lease")
 
     @property
@@ -96,19 +95,15 @@ class Lease:
         Raises:
             TryAgain: another process owns the study; the message says which, and until when.
         """
-        from sqlalchemy import event
-
         self._place.transact(self._take)
-        event.listen(self._place.storage.engine, "begin", self._on_begin)
         self._thread.start()
 
     def release(self) -> None:
         """Give the study up; a database that is away does not keep us: the lease expires."""
-        from sqlalchemy import event, text
+        from sqlalchemy import text
 
         self._stop.set()
         self._thread.join()
-        event.remove(self._place.storage.engine, "begin", self._on_begin)
         sql = text("DELETE FROM nas_leases WHERE study_id = :study AND owner = :owner")
         try:
             self._place.transact(
@@ -173,7 +168,7 @@ class Lease:
         pause_s = self._lease_s / RENEWALS
         while not self._stop.wait(pause_s):
             try:
-                self._place.transact(self._renew, patience_s=pause_s)
+                self._place.transact(self.renew, patience_s=pause_s)
             except TryAgain as error:  # lost, or the database is away for longer than a pause
                 logger.warning("the lease on %s was not renewed: %s", self._place.name, error)
             except NasError as error:
@@ -182,8 +177,11 @@ class Lease:
             if self.is_lost:
                 return
 
-    def _renew(self, connection: "Connection") -> None:
-        """Renew the lease, or find that it is lost.
+    def renew(self, connection: "Connection") -> None:
+        """Renew the lease in a transaction, or find that it is lost.
+
+        What else the transaction writes is valid for the owner only: until it ends, nobody takes
+        the study over.
 
         Raises:
             TryAgain: another process owns the study now.
@@ -209,36 +207,6 @@ class Lease:
             f"the study {self._place.name!r} was taken over by another process while this one "
             "did not renew its lease. What was recorded is safe; this search stops here. Go on "
             "with --resume when the other one has ended."
-        )
-
-    # ------------------------------------------------------------ recording
-    @contextmanager
-    def recording(self, candidate: str) -> Iterator[None]:
-        """Make this thread's transactions valid only for the owner.
-
-        Each also takes the candidate out of the queue: its trial is recorded if and only if it
-        has left the queue.
-
-        Raises:
-            TryAgain: another process owns the study now; nothing was written.
-        """
-        self._recording.candidate = candidate
-        try:
-            yield
-        finally:
-            self._recording.candidate = None
-
-    def _on_begin(self, connection: "Connection") -> None:
-        """Run before the first statement of every transaction of this database."""
-        from sqlalchemy import text
-
-        candidate = getattr(self._recording, "candidate", None)
-        if candidate is None:
-            return
-        self._renew(connection)
-        connection.execute(
-            text("DELETE FROM nas_queue WHERE study_id = :study AND candidate = :candidate"),
-            {"study": self._place.study_id, "candidate": candidate},
         )
 
 

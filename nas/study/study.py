@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nas.errors import ConfigError, NasError
@@ -14,6 +13,7 @@ from nas.study.metrics import find_metric, front_metrics, split_metric
 from nas.study.patience import mask_url, with_patience
 from nas.study.queries import StudySummary
 from nas.study.queue import candidate_key
+from nas.study.recorder import Recorder
 from nas.study.trial import (
     Choice,
     Codec,
@@ -55,6 +55,7 @@ class Study:
         self._codec: Codec | None = None
         self.lease: Lease | None = None  # of this process, while it searches
         self.place = None if storage is None else database.place_of(storage, self.name, url)
+        self._recorder = None if self.place is None else Recorder(self.place)
         attrs = self._patiently(lambda: study.user_attrs, patience.OPEN_PATIENCE_S)
         self._attrs = {
             key.removeprefix(PREFIX): value
@@ -249,15 +250,15 @@ class Study:
         )
         words = self._words()
         trial = to_optuna(new, words, objective=self.metrics[0], budgets=self.budgets)
-        lease, key, tries = self.lease, candidate_key(choice), 0
+        key, tries = candidate_key(choice), 0
 
         def write() -> None:
             nonlocal tries
             tries += 1
-            if tries == 1 or not self._has(trial):
-                owner = nullcontext() if lease is None else lease.recording(key)
-                with database.while_it_is_there(self.name), owner:
-                    self._optuna.add_trial(trial)
+            if self._recorder is None:
+                self._optuna.add_trial(trial)
+            elif tries == 1 or not self._has(trial):
+                self._recorder.write(trial, lease=self.lease, candidate=key)
 
         self._patiently(write, patience.WRITE_PATIENCE_S)
 

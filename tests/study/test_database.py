@@ -78,16 +78,17 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(
     from sqlalchemy.exc import OperationalError
 
     opened = study(file)
-    real = opened.optuna_study.add_trial
+    assert opened._recorder is not None
+    real = opened._recorder.write
     calls = 0
 
-    def lossy(trial: Any) -> None:
+    def lossy(trial: Any, **named: Any) -> None:
         nonlocal calls
         calls += 1
-        real(trial)
+        real(trial, **named)
         raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
 
-    monkeypatch.setattr(opened.optuna_study, "add_trial", lossy)
+    monkeypatch.setattr(opened._recorder, "write", lossy)
     add(opened, 3)
     assert calls == 1
     assert [row.choice["a"] for row in opened.trials] == [3]

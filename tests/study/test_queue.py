@@ -149,8 +149,7 @@ def test_a_trial_is_recorded_if_and_only_if_it_leaves_the_queue(
     with hold(study):
         study.add({"a": 0}, {"latency_ms": 1.0}, accuracy=0.5)
         assert queue.results().keys() == {keys[1]}
-        backend = study.place.storage  # type: ignore[union-attr]
-        monkeypatch.setattr(backend, "_get_prepared_new_trial", lambda *a: 1 / 0)
+        monkeypatch.setattr(study._recorder, "_rows", lambda trial: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             study.add({"a": 1}, {"latency_ms": 1.0}, accuracy=0.5)
     assert queue.results().keys() == {keys[1]}
