@@ -26,7 +26,7 @@ Init = Annotated[
         help="Start from a network's weights: a timm name (its weights are fetched) or a folder."
     ),
 ]
-Workers = Annotated[
+TrainWorkers = Annotated[
     int | None,
     typer.Option("--workers", help="Processes that share each batch, by Ray Train; 1 without Ray."),
 ]

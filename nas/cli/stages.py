@@ -72,7 +72,7 @@ def train(
     data: flags.Data = None,
     image_size: flags.ImageSize = None,
     init: flags.Init = None,
-    workers: flags.Workers = None,
+    workers: flags.TrainWorkers = None,
     fit_choice: flags.FitChoice = None,
     seed: flags.Seed = None,
     resume: flags.Resume = False,

@@ -74,12 +74,6 @@ class RunConfig:
         for name in ("evaluations", "winners", "candidates", "actors"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, but is {getattr(self, name)}.")
-        if self.engine not in ENGINES:
-            raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, but is {self.engine}.")
-        if self.address is not None and self.engine != "ray":
-            raise ConfigError(f"address {self.address} is a Ray cluster's: add --engine ray.")
-        if self.workers and self.engine == "ray":
-            raise ConfigError("workers are processes of the local engine; with ray, set actors=N.")
         self._check_workers()
         if self.check_networks < MIN_NETWORKS:
             raise ConfigError(
@@ -95,6 +89,12 @@ class RunConfig:
             )
 
     def _check_workers(self) -> None:
+        if self.engine not in ENGINES:
+            raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, but is {self.engine}.")
+        if self.address is not None and self.engine != "ray":
+            raise ConfigError(f"address {self.address} is a Ray cluster's: add --engine ray.")
+        if self.workers and self.engine == "ray":
+            raise ConfigError("workers are processes of the local engine; with ray, set actors=N.")
         if self.workers < 0:
             raise ConfigError(f"workers must be at least 0, but are {self.workers}.")
         if self.batch is not None and self.batch < 1:
