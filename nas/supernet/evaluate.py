@@ -36,7 +36,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Score:
-    """How well a sub-network does on the search split.
+    """How well a sub-network does on the split that was scored.
 
     Attributes:
         accuracy: Share of images whose class has the highest score.
@@ -54,8 +54,10 @@ def score(
     architecture: Architecture,
     data: Data,
     config: EvaluateConfig | None = None,
+    *,
+    split: str = "search",
 ) -> Score:
-    """Score one sub-network on the search split, with statistics fitted for it.
+    """Score one sub-network on the search split (or another), with statistics fitted for it.
 
     The result is a function of weights, architecture, data and configuration alone: the supernet
     is not changed, and several threads may score at once.
@@ -67,9 +69,11 @@ def score(
     statistics = fit_statistics(supernet, architecture, data, config)
     device = next(supernet.parameters()).device
     right, loss, images = 0, 0.0, 0
-    split = data.split("search")
+    chosen = data.split(split)
     with torch.no_grad():
-        for batch, labels in eval_batches(split, data, batch_size=config.batch_size, device=device):
+        for batch, labels in eval_batches(
+            chosen, data, batch_size=config.batch_size, device=device
+        ):
             scores = supernet(batch, architecture, statistics).cpu().double()
             labels = labels.cpu()
             loss += float(F.cross_entropy(scores, labels, reduction="sum"))

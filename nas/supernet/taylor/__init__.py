@@ -4,8 +4,10 @@ importance = measure_importance(supernet, covering_paths(space), data)
 order(supernet, importance)
 
 path = widest(space, architecture)
-tables = groups(space, path, measure_importance(supernet, [path], data))
+tables = inner_dims(space, path, measure_importance(supernet, [path], data))
 scales = fit_scales(tables, allocations, increases)
+
+losses = measure_losses(supernet, data)  # all of it for a search: a LossTable
 """
 
 from nas.supernet.taylor.importance import (
@@ -17,23 +19,27 @@ from nas.supernet.taylor.importance import (
     sample_gradients,
     unit_gates,
 )
+from nas.supernet.taylor.losses import LossConfig, measure_losses
 from nas.supernet.taylor.order import Orders, order, slot_moves
-from nas.supernet.taylor.scales import Scales, fit_scales
-from nas.supernet.taylor.tables import Allocation, Group, allocated, groups, widest
+from nas.supernet.taylor.scales import Scales, fit_lost, fit_scales
+from nas.supernet.taylor.tables import InnerDim, InnerNumbers, allocated, inner_dims, widest
 
 __all__ = [
-    "Allocation",
-    "Group",
     "Importance",
+    "InnerDim",
+    "InnerNumbers",
+    "LossConfig",
     "Orders",
     "Scales",
     "TaylorConfig",
     "allocated",
     "covering_paths",
+    "fit_lost",
     "fit_scales",
     "gated_losses",
-    "groups",
+    "inner_dims",
     "measure_importance",
+    "measure_losses",
     "order",
     "sample_gradients",
     "slot_moves",
