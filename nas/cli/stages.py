@@ -8,7 +8,7 @@ import typer
 from nas.cli import flags
 from nas.cli.agent import Elsewhere, profile_elsewhere
 from nas.cli.console import Options, emit, guarded, progress
-from nas.cli.words import changes, go_on
+from nas.cli.words import changes, go_on, targets
 
 DEFAULT_RUN = Path("runs/default")
 
@@ -98,8 +98,10 @@ def search(
     name: flags.Name = None,
     evaluations: flags.Evaluations = None,
     sampler: flags.Sampler = None,
+    importance: flags.Importance = None,
+    statistic: flags.Statistic = None,
     winners: flags.Winners = None,
-    target: flags.TargetName = None,
+    target: flags.Targets = None,
     table: flags.Table = None,
     seed: flags.Seed = None,
     storage: flags.Storage = None,
@@ -113,7 +115,9 @@ def search(
     """Search the trained supernet for the best networks under a hard budget.
 
     Needs `nas train` and, for the target, a table (`nas profile`). The study is kept in a
-    database anyone can query; the best candidates are measured whole before one is chosen.
+    database anyone can query; the best candidates are measured whole, on every target, before one
+    is chosen. With --importance the widths inside each block are not searched but allocated: the
+    least predicted loss within all budgets.
     """
     options = Options(json, quiet, verbose, debug, go_on("search", run))
     with guarded(options):
@@ -122,7 +126,8 @@ def search(
         flagged = {
             "latency_budget": latency_budget, "budgets": budget,
             "evaluations": evaluations, "sampler": sampler, "winners": winners,
-            "target": target, "table": table, "seed": seed, "storage": storage,
+            "importance": importance, "statistic": statistic, **targets(target),
+            "table": table, "seed": seed, "storage": storage,
         }  # fmt: skip
         config = pipeline.config_of(run, changes(flagged, overrides), begin=False, study=name)
         with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:

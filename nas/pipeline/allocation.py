@@ -134,6 +134,7 @@ class Allocator:
         }
         self._shapes: dict[tuple[Any, ...], Shape] = {}
         self._part_losses: dict[tuple[str, int], list[list[float]]] = {}
+        self._ends: dict[tuple[int, int], Terms] = {}  # of stem and head, by their widths
         self._done: dict[tuple[Any, ...], Completed | None] = {}
         self._bounds: _Bounds | None = None
 
@@ -216,9 +217,11 @@ class Allocator:
         base = self.space.architecture({**self._inner, **outline})
         slots = self.space.slots(base)
         shapes = [self._shapes_at(slot, base, outline) for slot in slots[1:-1]]
-        blocks = self.space.blocks(base)
-        ends = [self._costs.terms(blocks[0]), self._costs.terms(blocks[-1])]
-        fixed: Terms = np.sum([*(shape.fixed for shape in shapes), *ends], axis=0)
+        widths = base.stages[0].width, base.stages[-1].width
+        if widths not in self._ends:
+            stem, *_, head = self.space.blocks(base)
+            self._ends[widths] = self._costs.terms(stem) + self._costs.terms(head)
+        fixed: Terms = np.sum([shape.fixed for shape in shapes], axis=0) + self._ends[widths]
         spots = [
             Spot(slot, part, losses)
             for slot, shape in zip(slots[1:-1], shapes, strict=True)

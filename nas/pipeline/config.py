@@ -10,10 +10,13 @@ from nas.errors import ConfigError
 from nas.files import into, parse_yaml, read_yaml, to_plain, unknown_key
 from nas.latency import ProfileConfig
 from nas.latency.check import MIN_NETWORKS
+from nas.space.loss_table import METHODS
 from nas.supernet import TrainConfig
 from nas.winner.distill import DistillConfig
 
 SCHEMA = 1
+IMPORTANCES = ("none", *METHODS)
+STATISTICS = ("median", "p95")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +26,14 @@ class RunConfig:
     `latency_budget` is a time ("5ms") or a share ("50%") of the measured latency of the space's
     largest network; `budgets` are further ones ("params=3M"). `least_use` is the share of the
     latency budget a candidate must use: without it a search may return a network that leaves
-    half of the budget idle because the accuracies are level. `init` is the network whose weights
-    the supernet starts from, a timm name or a folder that timm loads; none where it is None.
+    half of the budget idle because the accuracies are level. `other_targets` are further devices
+    and runtimes whose latencies have budgets of their own (`latency_ms:<target>=5ms`); winners are
+    measured on each, and `statistic` says what of a measurement a budget is compared with: the
+    upper end of the median's interval, or the 95th percentile of all runs. `importance` says how
+    the inner numbers of candidates are chosen: by allocation with losses from Taylor importance
+    or measured ones ("sensitivity"), or as genes of their own ("none"). `init` is the network
+    whose weights the supernet starts from, a timm name or a folder that timm loads; none where it
+    is None.
     """
 
     schema: int = SCHEMA
@@ -32,6 +41,7 @@ class RunConfig:
     data: str = "digits"
     image_size: int | None = None
     target: str = "onnxruntime,fp32,b1,t1"
+    other_targets: tuple[str, ...] = ()
     table: str | None = None
     latency_budget: str = "50%"
     budgets: tuple[str, ...] = ()
@@ -39,6 +49,8 @@ class RunConfig:
     least_use: float = 0.8
     evaluations: int = 300
     sampler: str = "predictor"
+    importance: str = "none"
+    statistic: str = "median"
     study: str = ""
     storage: str | None = None
     winners: int = 1
@@ -66,11 +78,22 @@ class RunConfig:
         for name in ("margin", "least_use"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 0 to below 1, but is {getattr(self, name)}.")
+        self._check_words()
         if self.margin + self.least_use >= 1:
             raise ConfigError(
                 f"margin and least_use leave no room below the budget: {self.margin} + "
                 f"{self.least_use} must stay below 1."
             )
+
+    def _check_words(self) -> None:
+        for name, known in (("importance", IMPORTANCES), ("statistic", STATISTICS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}."
+                )
+        targets = [self.target, *self.other_targets]
+        if len(set(targets)) < len(targets):
+            raise ConfigError(f"each target stands once, but they are {' '.join(targets)}.")
 
     def reads(self, stage: str) -> dict[str, Any]:
         """Return the settings a stage depends on, as plain values."""
@@ -80,9 +103,12 @@ class RunConfig:
 READS: dict[str, tuple[str, ...]] = {
     "profile": ("space", "data", "image_size", "target", "table", "profile", "check_networks"),
     "train": ("space", "data", "image_size", "init", "train", "seed", "threads"),
+    "importance": (
+        "space", "data", "image_size", "init", "train", "seed", "threads", "importance",
+    ),
     "search": (
         "latency_budget", "budgets", "margin", "least_use", "evaluations", "sampler",
-        "target", "seed",
+        "importance", "statistic", "target", "other_targets", "seed",
     ),
     "distill": ("teacher", "teach", "distill", "winners", "candidates", "seed", "threads"),
     "export": (),

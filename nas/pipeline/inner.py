@@ -23,7 +23,7 @@ Numbers: TypeAlias = tuple[tuple[str, int], ...]  # (field of the block, number)
 
 ROUNDS = 4
 CLOSE = 0.003  # of a budget left over: near enough
-HALVINGS = 24
+HALVINGS = 14
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +106,6 @@ def fit_parts(
         InfeasibleBudget: the cheapest options are over a limit.
     """
     least = fixed + sum((spot.part.terms.min(axis=0) for spot in spots), np.zeros(len(fixed)))
-    most = fixed + sum((spot.part.terms.max(axis=0) for spot in spots), np.zeros(len(fixed)))
     if _use(costs, least, limits) > 1:
         metric = max(limits, key=lambda name: costs.totals(least)[name] / limits[name])
         raise InfeasibleBudget(
@@ -119,44 +118,93 @@ def fit_parts(
     terms = _terms(spots, freest, fixed)
     if _use(costs, terms, limits) <= 1:
         return freest, terms
-    table = np.concatenate([spot.part.terms for spot in spots])
-    ends = np.cumsum([len(spot.losses) for spot in spots])[:-1]
-    point, aims = _between(costs, least, most, limits), dict(limits)
-    best: tuple[float, list[int], Terms] | None = None
+    options = _Options.of(spots)
+    point = _near(spots, options, fixed, costs, limits)
+    aims = dict(limits)
     for _ in range(1 if costs.are_sums else ROUNDS):
-        picked = _round(spots, (table, ends), point, fixed, costs, aims)
+        picked = _round(spots, options, point, fixed, costs, aims)
         if picked is None:
-            aims, point = dict(limits), least
-            continue
+            break
         terms = _terms(spots, picked, fixed)
         use = _use(costs, terms, limits)
-        loss = sum(spot.losses[option] for spot, option in zip(spots, picked, strict=True))
-        if use <= 1 and (best is None or loss < best[0]):
-            best = loss, picked, terms
-        if 1 - CLOSE <= use <= 1:
-            break
+        if use <= 1:
+            return picked, terms
         point = terms
-        if use > 1:
-            aims = {name: aim / (use + CLOSE / 4) for name, aim in aims.items()}
-    if best is None:
-        return _cheapest(spots, fixed, costs, limits)
-    return best[1], best[2]
+        aims = {name: aim / (use * (1 + CLOSE)) for name, aim in aims.items()}
+    return _cheapest(spots, fixed, costs, limits)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Options:
+    """All options of all parts below each other, and where each part's begin."""
+
+    terms: Terms
+    losses: npt.NDArray[np.float64]
+    starts: npt.NDArray[np.intp]
+
+    @classmethod
+    def of(cls, spots: Sequence["Spot"]) -> "_Options":
+        sizes = [len(spot.losses) for spot in spots]
+        losses = np.concatenate([np.asarray(spot.losses) for spot in spots])
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        return cls(np.concatenate([spot.part.terms for spot in spots]), losses, starts)
+
+    def least(self, rates: npt.NDArray[np.float64], price: float) -> Terms:
+        """Return the terms of the options of least loss + price x rates, added up."""
+        priced = self.losses + price * rates
+        lowest = np.minimum.reduceat(priced, self.starts)
+        is_lowest = priced == np.repeat(lowest, np.diff([*self.starts, len(priced)]))
+        first = np.flatnonzero(is_lowest)
+        places = np.searchsorted(first, self.starts)
+        total: Terms = self.terms[first[places]].sum(axis=0)
+        return total
+
+
+def _near(
+    spots: Sequence["Spot"],
+    options: _Options,
+    fixed: Terms,
+    costs: PartCosts,
+    limits: Mapping[str, float],
+) -> Terms:
+    """Return the terms of a network at the limits, not far from the best, to take rates at.
+
+    One multiplier for what options use of all limits, at the rates of the network itself as it
+    changes; it is doubled until the limits hold, then halved in between.
+    """
+    if costs.are_sums:
+        return fixed
+    point = _terms(spots, [int(np.argmin(spot.losses)) for spot in spots], fixed)
+    low, high = 0.0, 0.0
+    price = float(np.ptp(options.losses)) or 1.0
+    for _ in range(HALVINGS):
+        rates = sum(
+            (options.terms @ costs.slopes(metric, point)) / limit
+            for metric, limit in limits.items()
+        )
+        assert isinstance(rates, np.ndarray)
+        point = fixed + options.least(rates, price)
+        is_over = _use(costs, point, limits) > 1
+        low, high = (price, high) if is_over else (low, price)
+        price = 2 * low if high == 0 else (low + high) / 2
+    return point
 
 
 def _round(
     spots: Sequence[Spot],
-    options: tuple[Terms, npt.NDArray[np.intp]],
+    options: _Options,
     point: Terms,
     fixed: Terms,
     costs: PartCosts,
     aims: Mapping[str, float],
 ) -> list[int] | None:
     """Return the allocation by the rates at one network; None if none meets the aims by them."""
-    table, ends = options
     prices, budgets, totals = {}, {}, costs.totals(point)
     for metric, aim in aims.items():
         slopes = costs.slopes(metric, point)
-        prices[metric] = [own.tolist() for own in np.split(table @ slopes, ends)]
+        prices[metric] = [
+            own.tolist() for own in np.split(options.terms @ slopes, options.starts[1:])
+        ]
         budgets[metric] = aim - float(totals[metric] - slopes @ point) - float(slopes @ fixed)
     if any(budget <= 0 for budget in budgets.values()):
         return None
@@ -180,17 +228,6 @@ def _use(costs: PartCosts, terms: Terms, limits: Mapping[str, float]) -> float:
     """Return how much of the tightest limit a network uses."""
     totals = costs.totals(terms)
     return max(float(totals[metric]) / limit for metric, limit in limits.items())
-
-
-def _between(costs: PartCosts, least: Terms, most: Terms, limits: Mapping[str, float]) -> Terms:
-    """Return the terms on the line from the cheapest to the dearest network that meet a limit."""
-    low, high = 0.0, 1.0
-    for _ in range(0 if costs.are_sums else HALVINGS):
-        middle = (low + high) / 2
-        is_over = _use(costs, least + middle * (most - least), limits) > 1
-        low, high = (low, middle) if is_over else (middle, high)
-    point: Terms = least + low * (most - least)
-    return point
 
 
 def _cheapest(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from nas.errors import ConfigError
+from nas.search.rows import Price
 from nas.search.samplers import SAMPLERS
 from nas.study import Choice
 
@@ -29,6 +30,8 @@ class SearchOptions:
             are evaluated at once.
         complete: Makes a candidate whole: `complete(choice, level)` returns the choice to price,
             evaluate and record; level is the budget on the first cost (None without one).
+        bound: What a choice costs at least before `complete`, as `price` says it; what the screen
+            and the sampler look at where completing is dear. `price` itself if not given.
         key: What makes two completed candidates the same one; the whole choice by default.
         describe: More to record of a candidate: {"architecture": ..., "architecture_id": ...}.
         executor: Where `evaluate` runs; in this thread by default. For a process pool `evaluate`
@@ -42,6 +45,7 @@ class SearchOptions:
     rank_by: RankBy = "accuracy"
     batch: int = 1
     complete: Callable[[Choice, float | None], Choice] | None = None
+    bound: Price | None = None
     key: Callable[[Choice], Hashable] | None = None
     describe: Callable[[Choice], Mapping[str, Any]] | None = None  # Any: plain JSON
     executor: Executor | None = None

@@ -10,8 +10,9 @@ from nas.search.budgets import meets, resolve_budgets
 from nas.search.evaluate import Evaluate, Outcome, outcomes
 from nas.search.ledger import FAILURES_IN_A_ROW, Ledger, check_costs, outcome_of
 from nas.search.options import SearchOptions
+from nas.search.rows import Price
 from nas.search.samplers import SAMPLERS, Problem, Proposal, whole_key
-from nas.search.screen import Price, Pricer, Screen
+from nas.search.screen import Pricer, Screen
 from nas.study import Choice, Genes, Option, Study, check_genes, describe_cost, is_latency
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def run(
         logger.warning("an executor has one candidate at a time: set batch to its workers")
     study = study or Study.in_memory()
     checked = check_genes(genes)
-    pricer = Pricer(price, targets=study.attrs.get("targets", ()))
+    targets = study.attrs.get("targets", ())
+    whole, pricer = Pricer(price, targets=targets), Pricer(options.bound or price, targets=targets)
     metrics = list(pricer([{gene: known[0] for gene, known in checked.items()}]))
     limits = resolve_budgets(budgets, metrics)
     objective = _objective(limits, metrics)
@@ -76,7 +78,7 @@ def run(
     screen = Screen(checked, pricer, limits, objective=objective, seed=seed)
     study.declare(identity)  # after the screen: an impossible budget leaves the study as it was
     problem = _problem(checked, pricer, limits, objective, seed=seed, options=options)
-    search = _Search(problem, screen, study=study, options=options)
+    search = _Search(problem, screen, whole, study=study, options=options)
     search.go(evaluate, evaluations)
     return study
 
@@ -129,9 +131,15 @@ class _Search:
     """The state of one search: what was seen, what is waiting to start, how often it failed."""
 
     def __init__(
-        self, problem: Problem, screen: Screen, *, study: Study, options: SearchOptions
+        self,
+        problem: Problem,
+        screen: Screen,
+        price: Pricer,
+        *,
+        study: Study,
+        options: SearchOptions,
     ) -> None:
-        self._problem = problem
+        self._problem, self._price = problem, price
         self._mind = mind = SAMPLERS[options.sampler](problem)
         self._screen = screen
         self._study = study
@@ -200,7 +208,7 @@ class _Search:
     def _complete(self, raw: Choice) -> tuple[Choice, dict[str, float], Hashable]:
         problem = self._problem
         choice = problem.complete(raw) if problem.complete else raw
-        costs = {metric: float(values[0]) for metric, values in problem.price([choice]).items()}
+        costs = {metric: float(values[0]) for metric, values in self._price([choice]).items()}
         return choice, costs, problem.key(choice)
 
     def _is_welcome(self, costs: Mapping[str, float], key: Hashable) -> bool:
