@@ -47,7 +47,7 @@ from nas.supernet.taylor import (
     covering_paths,
     fit_scales,
     gated_losses,
-    groups,
+    inner_dims,
     measure_importance,
     order,
     unit_gates,
@@ -218,7 +218,7 @@ def scales(supernet: SuperNet, data: Data, seed: int) -> Piece:
     space = supernet.space
     path = mixed_path(space)
     order(supernet, inner(measure_importance(supernet, [path], data)))
-    tables = groups(space, path, measure_importance(supernet, [path], data))
+    tables = inner_dims(space, path, measure_importance(supernet, [path], data))
     rng = np.random.default_rng(seed)
     allocations = [
         {group.name: int(rng.choice(group.options)) for group in tables} for _ in range(ALLOCATIONS)

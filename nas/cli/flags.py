@@ -41,6 +41,25 @@ TargetName = Annotated[
     str | None,
     typer.Option("--target", help="RUNTIME,PRECISION,bBATCH,tTHREADS here, or a full id."),
 ]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        help="RUNTIME,PRECISION,bBATCH,tTHREADS here, or a full id. Repeat it for more targets, "
+        "each with a --budget latency_ms:TARGET=5ms.",
+    ),
+]
+Importance = Annotated[
+    str | None,
+    typer.Option(
+        help="How widths inside blocks are chosen: allocated by taylor (importance of channels) "
+        "or sensitivity (measured losses), or none: one choice for all blocks of a kind."
+    ),
+]
+Statistic = Annotated[
+    str | None,
+    typer.Option(help="What of a measurement must meet the budget: median (upper end), or p95."),
+]
 Table = Annotated[str | None, typer.Option("--table", help="A latency table to use or to write.")]
 RemoteDevice = Annotated[
     str | None, typer.Option("--device", help="http://HOST:PORT of an agent to measure on.")

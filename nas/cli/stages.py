@@ -8,7 +8,7 @@ import typer
 from nas.cli import flags
 from nas.cli.agent import Elsewhere, at_device, check_files, going_on, profile_elsewhere
 from nas.cli.console import Options, emit, guarded, progress
-from nas.cli.words import changes, go_on
+from nas.cli.words import changes, go_on, targets
 
 DEFAULT_RUN = Path("runs/default")
 
@@ -111,11 +111,13 @@ def search(
     name: flags.Name = None,
     evaluations: flags.Evaluations = None,
     sampler: flags.Sampler = None,
+    importance: flags.Importance = None,
+    statistic: flags.Statistic = None,
     workers: flags.Workers = None,
     engine: flags.Engine = None,
     address: flags.Address = None,
     winners: flags.Winners = None,
-    target: flags.TargetName = None,
+    target: flags.Targets = None,
     table: flags.Table = None,
     device: flags.RemoteDevice = None,
     token_file: flags.TokenFile = None,
@@ -133,9 +135,10 @@ def search(
     """Search the trained supernet for the best networks under a hard budget.
 
     Needs `nas train` and, for the target, a table (`nas profile`). The study is kept in a
-    database anyone can query; the best candidates are measured whole before one is chosen: on
-    this machine, on the device of an agent with --device, or by hand: --plan writes them and
-    ends, --plan with --results goes on with their times.
+    database anyone can query; the best candidates are measured whole, on every target, before one
+    is chosen: on this machine, on the device of an agent with --device, or by hand: --plan writes
+    them and ends, --plan with --results goes on with their times. With --importance the widths
+    inside each block are not searched but allocated: the least predicted loss within all budgets.
     """
     options = Options(json, quiet, verbose, debug, go_on("search", run))
     with guarded(options):
@@ -145,7 +148,8 @@ def search(
             "latency_budget": latency_budget, "budgets": budget,
             "evaluations": evaluations, "sampler": sampler, "winners": winners,
             "workers": workers, "engine": engine, "address": address,
-            "target": target, "table": table, "seed": seed, "storage": storage,
+            "importance": importance, "statistic": statistic, **targets(target),
+            "table": table, "seed": seed, "storage": storage,
         }  # fmt: skip
         config = pipeline.config_of(run, changes(flagged, overrides), begin=False, study=name)
         check_files(plan, results, device)

@@ -15,6 +15,13 @@ def changes(flagged: Mapping[str, Any], overrides: Sequence[str] | None) -> list
     return [*given, *(overrides or ())]
 
 
+def targets(given: Sequence[str] | None) -> dict[str, Any]:
+    """Return the settings of `--target`, given once or more; nothing where it is not given."""
+    if not given:
+        return {}
+    return {"target": given[0], "other_targets": list(given[1:])}
+
+
 def go_on(verb: str, run: Path) -> list[str]:
     """Return the command that continues this one: the same words with --resume.
 

@@ -13,7 +13,7 @@ from nas.pipeline.run import Run
 from nas.search import parse_budgets, parse_latency
 from nas.seeds import stage_seed
 from nas.space import Architecture, SearchSpace
-from nas.study import describe_cost, latency_metric
+from nas.study import describe_cost, full_metric, is_latency, latency_metric, split_metric
 
 RANDOM_DRAWS = 20_000
 SWEEPS = 20
@@ -25,7 +25,7 @@ Pricer = Callable[[Codes], Costs]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """The hard budgets of a search: a latency in ms on one target, and any further ones."""
+    """The hard budgets of a search: a latency in ms on the first target, and any further ones."""
 
     latency_ms: float
     metric: str
@@ -36,12 +36,30 @@ class Budget:
         """All budgets by metric."""
         return {self.metric: self.latency_ms, **self.others}
 
+    @property
+    def latencies_ms(self) -> dict[str, float]:
+        """The budgets on latencies by metric, that of the first target first."""
+        return {metric: limit for metric, limit in self.limits.items() if is_latency(metric)}
 
-def resolve(config: RunConfig, *, target_id: str, largest_ms: float) -> Budget:
+
+def resolve(
+    config: RunConfig,
+    *,
+    target_id: str,
+    largest_ms: float,
+    other_ids: Mapping[str, str] | None = None,
+) -> Budget:
     """Return the budgets of a configuration; a share is of the largest network's measured latency.
 
+    Args:
+        config: Its `latency_budget` is that of the first target, unless one of `budgets` is.
+        target_id: The first target's.
+        largest_ms: Measured there.
+        other_ids: Ids of the other targets by the words they are asked for with, either of which
+            a budget may name.
+
     Raises:
-        ConfigError: not a time with its unit, nor a share of 0 to 100 %.
+        ConfigError: not a time with its unit, nor a share of 0 to 100 %; or a target has none.
     """
     text = config.latency_budget.strip()
     if text.endswith("%"):
@@ -54,14 +72,33 @@ def resolve(config: RunConfig, *, target_id: str, largest_ms: float) -> Budget:
         latency_ms = share * largest_ms
     else:
         latency_ms = parse_latency(text)
-    others = parse_budgets(config.budgets)
-    return Budget(latency_ms=latency_ms, metric=latency_metric(target_id), others=others)
+    ids = {config.target: target_id, **(other_ids or {})}
+    others: dict[str, float] = {}
+    for metric, limit in parse_budgets(config.budgets).items():
+        _, words = split_metric(metric)
+        full = latency_metric(ids[words]) if words in ids else full_metric(metric, [*ids.values()])
+        if full in others:
+            raise ConfigError(f"one budget a metric, but {full} has {others[full]} and {limit}.")
+        others[full] = limit
+    own = latency_metric(target_id)
+    for words, other in (other_ids or {}).items():
+        if latency_metric(other) not in others:
+            raise ConfigError(
+                f"every target has a budget, but {words} has none. Add --budget "
+                f"latency_ms:{words}=5ms, or leave the target out."
+            )
+    return Budget(latency_ms=others.pop(own, latency_ms), metric=own, others=others)
 
 
-def pricers(space: SearchSpace, latency: Pricer, *, target_id: str) -> dict[str, Pricer]:
-    """Return the pricer of every metric a budget may name: latency, params, macs, bytes."""
+def pricers(space: SearchSpace, latencies: Mapping[str, Pricer]) -> dict[str, Pricer]:
+    """Return the pricer of every metric a budget may name: latencies, params, macs, bytes.
+
+    Args:
+        space: Whose codes they price.
+        latencies: Target id -> pricer in ms.
+    """
     return {
-        latency_metric(target_id): latency,
+        **{latency_metric(target_id): pricer for target_id, pricer in latencies.items()},
         "params": space.pricer(lambda block: float(block.params)),
         "macs": space.macs_pricer(),
         "bytes": space.pricer(lambda block: float(block.bytes)),
@@ -136,7 +173,12 @@ def priced(run: Run, materials: Materials) -> tuple[dict[str, Pricer], Budget]:
     """
     profiled = run.result(run.profile_key, make_with="profile")
     space, target_id = materials.space, materials.target.id
-    budget = resolve(run.config, target_id=target_id, largest_ms=profiled["largest_ms"])
-    prices = pricers(space, materials.table.pricer(space), target_id=target_id)
+    words = run.config.other_targets
+    others = dict(zip(words, list(materials.tables)[1:], strict=True))
+    budget = resolve(
+        run.config, target_id=target_id, largest_ms=profiled["largest_ms"], other_ids=others
+    )
+    latencies = {name: table.pricer(space) for name, table in materials.tables.items()}
+    prices = pricers(space, latencies)
     check_reachable(space, prices, budget)
     return prices, budget

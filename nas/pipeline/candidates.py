@@ -4,18 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nas.errors import ConfigError, InfeasibleBudget
-from nas.latency import Timing, time_networks
+from nas.latency import LatencyTable, Timing, time_networks
 from nas.pipeline import budget as budgets
 from nas.pipeline import workers
-from nas.pipeline.budget import Budget, Pricer
+from nas.pipeline.allocation import Completion
+from nas.pipeline.budget import Budget
+from nas.pipeline.completion import Level, completion_of
+from nas.pipeline.importance import loss_table
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress, Run
 from nas.search import SearchOptions
 from nas.search import run as run_search
+from nas.search.samplers import whole_key
 from nas.seeds import stage_seed
 from nas.space import Architecture
-from nas.study import Study, Trial
+from nas.study import Study, Trial, describe_cost, latency_metric
 from nas.supernet import taylor
 
 # How far a candidate's price is from the middle of the level searched, as a share of the budget.
@@ -38,22 +42,34 @@ def search(run: Run, materials: Materials | None = None) -> Outcome:
         return _search(run, materials, name, progress)
 
     result = run.stage(f"search/{name}", work)
-    lines = [
-        *rows(
-            {
-                "study": f"{result['study']} ({result['evaluated']} candidates evaluated)",
-                "budget": f"{result['budget_ms']:.4g} ms on {materials.target.id}",
-                "random networks that meet it": f"{result['feasible_share']:.1%}",
-                "measured whole": f"{len(result['measured'])}, "
-                f"{len(result['chosen'])} meet the budget",
-            }
-        )
-    ]
-    return Outcome(values=result, lines=tuple(lines))
+    lines = rows(
+        {
+            "study": f"{result['study']} ({result['evaluated']} candidates evaluated)",
+            **{
+                f"budget of {metric}": describe_cost(metric, limit)
+                for metric, limit in result["budgets"].items()
+            },
+            "random networks that meet it": f"{result['feasible_share']:.1%}",
+            "measured whole": f"{len(result['measured'])}, {len(result['chosen'])} meet the budget",
+        }
+    )
+    told = [_told(row) for row in result["measured"]]
+    return Outcome(values=result, lines=(*lines, *told))
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    """Return a measured candidate in words: what is left of the budget, or where it is over."""
+    slack = row.get("slack")
+    if slack is None:  # measured by a version that did not say
+        return f"  {row['architecture_id']}  {'meets the budget' if row['meets'] else 'refused'}"
+    share = f"{abs(slack):.1%} of the budget"
+    verdict = f"{share} left" if row["meets"] else f"refused, {share} over on {row['tightest']}"
+    return f"  {row['architecture_id']}  {row['accuracy']:.1%}  {verdict}"
 
 
 def _search(run: Run, materials: Materials, name: str, progress: Progress) -> dict[str, Any]:
     prices, budget = budgets.priced(run, materials)
+    completion = completion_of(run, materials, prices, budget)
     study = _study(
         name,
         named=bool(run.config.study),
@@ -61,7 +77,7 @@ def _search(run: Run, materials: Materials, name: str, progress: Progress) -> di
         storage=run.config.storage,
         attrs=_about(run, materials),
     )
-    _evaluate(run, materials, study, prices=prices, budget=budget, progress=progress)
+    _evaluate(run, materials, study, completion=completion, budget=budget, progress=progress)
     measured = list(measure_best(run, materials, study, budget, progress))
     chosen = [row["trial"] for row in measured if row["meets"]]
     if not chosen:
@@ -82,16 +98,18 @@ def _search(run: Run, materials: Materials, name: str, progress: Progress) -> di
 
 def _about(run: Run, materials: Materials) -> dict[str, Any]:
     """Return what tells this search from every other, as the study's attributes."""
-    target_id = materials.target.id
-    return {
+    about = {
         "space": materials.space.name,
         "space_digest": materials.space.digest,
-        "targets": [target_id],
-        "table_digests": {target_id: materials.table.digest},
+        "targets": list(materials.tables),
+        "table_digests": {name: table.digest for name, table in materials.tables.items()},
         "supernet_digest": run.result("train", make_with="train")["digest"],
         "data_digest": materials.data.digest,
         "settings": run.config.reads("search"),
     }
+    if run.config.importance != "none":
+        about["losses_digest"] = loss_table(run, materials).digest
+    return about
 
 
 def _evaluate(
@@ -99,38 +117,41 @@ def _evaluate(
     materials: Materials,
     study: Study,
     *,
-    prices: Mapping[str, Pricer],
+    completion: Completion,
     budget: Budget,
     progress: Progress,
 ) -> None:
     """Fill the study: candidates at the level below the budget, scored by the supernet."""
-    config, space = run.config, materials.space
-    middle = (1 - config.margin + config.least_use) / 2
-    half = (1 - config.margin - config.least_use) / 2
+    config = run.config
+    level = Level.of(config, budget)
 
     def price(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        codes = space.encode(choices)
-        costs = {metric: pricer(codes) for metric, pricer in prices.items()}
-        return {**costs, OFF_LEVEL: abs(costs[budget.metric] / budget.latency_ms - middle)}
+        costs = completion.price(choices)
+        return {**costs, OFF_LEVEL: level.off(costs, costs)}
+
+    def bound(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        least, most = completion.bounds(choices)
+        return {**least, OFF_LEVEL: level.off(least, most)}
 
     def describe(choice: Mapping[str, Any]) -> dict[str, Any]:
-        architecture = space.architecture(choice)
+        architecture = completion.architecture(choice)
         return {"architecture": architecture.to_json(), "architecture_id": architecture.id}
 
     with workers.executor(run, study) as executor:
         run_search(
-            space.genes(),
-            workers.evaluator(materials),
+            completion.genes,
+            workers.evaluator(materials, completion),
             price,
-            {**budget.limits, OFF_LEVEL: half},
+            {**budget.limits, OFF_LEVEL: level.half},
             evaluations=config.evaluations,
             seed=stage_seed(config.seed, "search"),
             options=SearchOptions(
                 sampler=config.sampler,
                 rank_by="loss",
                 batch=workers.batch(config, study),
-                complete=lambda choice, level: space.choice(space.architecture(choice)),
-                key=lambda choice: space.architecture(choice).id,
+                complete=lambda choice, level: completion.canonical(choice),
+                bound=bound,
+                key=lambda choice: whole_key(completion.canonical(choice)),
                 describe=describe,
                 lost=_lost(run, materials) if config.sampler == "slimming" else None,
                 executor=executor,
@@ -150,13 +171,17 @@ def _lost(run: Run, materials: Materials) -> taylor.Lost:
 
 
 def _none_met(measured: Sequence[Mapping[str, Any]], budget: Budget) -> InfeasibleBudget:
-    fastest_ms = min(float(row["ci_high_ms"]) for row in measured)
+    nearest = max(measured, key=lambda row: float(row["slack"]))
+    target_id = nearest["tightest"]
+    fastest_ms = float(nearest["latencies"][target_id]["ci_high_ms"])
+    metric = latency_metric(target_id)
+    limit_ms = budget.latencies_ms[metric]
     return InfeasibleBudget(
-        f"none of the {len(measured)} best candidates meets {budget.latency_ms:.4g} ms when "
-        f"measured whole; the fastest takes {fastest_ms:.4g} ms. "
+        f"none of the {len(measured)} best candidates meets {limit_ms:.4g} ms on {target_id} when "
+        f"measured whole; the nearest takes {fastest_ms:.4g} ms. "
         "Profile again on a quiet machine, or raise margin.",
-        metric=budget.metric,
-        budget=budget.latency_ms,
+        metric=metric,
+        budget=limit_ms,
         smallest=fastest_ms,
     )
 
@@ -194,10 +219,11 @@ def by_loss(trials: Sequence[Trial]) -> list[Trial]:
 def measure_best(
     run: Run, materials: Materials, study: Study, budget: Budget, progress: Progress
 ) -> Iterator[dict[str, Any]]:
-    """Measure the best candidates whole, a few at a time, until enough meet the budget.
+    """Measure the best candidates whole on every target, a few at a time, until enough meet all.
 
-    Yields a row a candidate: trial, architecture, predicted and measured ms, whether the upper
-    end of the interval of its median meets the budget.
+    Yields a row a candidate: trial, architecture, predicted and measured ms on the first target,
+    the same of each target as `latencies`, which budget is the tightest, the share of it that is
+    left (`slack`, below 0 if it is over), and whether every budget is met by what `statistic` says.
     """
     config = run.config
     waiting = by_loss(study.trials)[: config.candidates]
@@ -205,30 +231,66 @@ def measure_best(
     met = 0
     while waiting and met < config.winners:
         batch, waiting = waiting[:at_once], waiting[at_once:]
-        timings = _measure(materials, batch, progress)
+        timings = {
+            target_id: _measure(materials, table, batch, progress)
+            for target_id, table in materials.tables.items()
+        }
         for trial in batch:
-            timing = timings[str(trial.number)]
-            is_met = timing.ci_high_ms <= budget.latency_ms
-            row = {
-                "trial": trial.number,
-                "architecture_id": trial.architecture_id,
-                "accuracy": trial.accuracy,
-                "predicted_ms": trial.costs[budget.metric],
-                "measured_ms": timing.median_ms,
-                "ci_high_ms": timing.ci_high_ms,
-                "grade": timing.grade,
-                "meets": is_met,
-            }
-            study.record_measurement(
-                trial.number, materials.target.id, "latency_ms", timing.median_ms,
-                timing.ci_high_ms,
-            )  # fmt: skip
-            met += is_met
+            found = {name: own[str(trial.number)] for name, own in timings.items()}
+            for target_id, timing in found.items():
+                study.record_measurement(
+                    trial.number, target_id, "latency_ms", timing.median_ms, timing.ci_high_ms
+                )
+            row = measured_row(trial, found, budget, config.statistic)
+            met += row["meets"]
             yield row
 
 
-def _measure(materials: Materials, batch: Sequence[Trial], progress: Progress) -> dict[str, Timing]:
-    """Return {trial number: timing}."""
+def measured_row(
+    trial: Trial, found: Mapping[str, Timing], budget: Budget, statistic: str
+) -> dict[str, Any]:
+    """Return what was measured of one candidate, and whether it meets the budgets.
+
+    Args:
+        trial: The candidate.
+        found: Its timing by target id, the first target's first.
+        budget: The budgets.
+        statistic: "median" holds the upper end of the median's interval against the budget,
+            "p95" the 95th percentile of all runs.
+    """
+    used = {
+        target_id: (timing.ci_high_ms if statistic == "median" else timing.p95)
+        / budget.latencies_ms[latency_metric(target_id)]
+        for target_id, timing in found.items()
+    }
+    tightest = max(used, key=lambda target_id: used[target_id])
+    latencies = {
+        target_id: {
+            "predicted_ms": trial.costs[latency_metric(target_id)],
+            "measured_ms": timing.median_ms,
+            "ci_high_ms": timing.ci_high_ms,
+            "p95_ms": timing.p95,
+            "grade": timing.grade,
+        }
+        for target_id, timing in found.items()
+    }
+    first = next(iter(latencies.values()))
+    return {
+        "trial": trial.number,
+        "architecture_id": trial.architecture_id,
+        "accuracy": trial.accuracy,
+        **{name: first[name] for name in ("predicted_ms", "measured_ms", "ci_high_ms", "grade")},
+        "latencies": latencies,
+        "tightest": tightest,
+        "slack": 1 - used[tightest],
+        "meets": used[tightest] <= 1,
+    }
+
+
+def _measure(
+    materials: Materials, table: LatencyTable, batch: Sequence[Trial], progress: Progress
+) -> dict[str, Timing]:
+    """Return {trial number: timing} on the table's target."""
     networks = {
         str(trial.number): materials.space.blocks(Architecture.from_json(trial.architecture))
         for trial in batch
@@ -237,7 +299,7 @@ def _measure(materials: Materials, batch: Sequence[Trial], progress: Progress) -
         return materials.timed(networks)
     return time_networks(
         networks,
-        materials.table,
+        table,
         materials.run.config.profile,
         progress=progress,
         benches=materials.benches,

@@ -11,12 +11,15 @@ from nas.files import into, parse_yaml, read_yaml, to_plain, unknown_key
 from nas.latency import ProfileConfig
 from nas.latency.check import MIN_NETWORKS
 from nas.pipeline.sample import RankConfig
+from nas.space.loss_table import METHODS
 from nas.study import mask_url
 from nas.supernet import FitChoiceConfig, TrainConfig
 from nas.winner.distill import DistillConfig
 
 SCHEMA = 1
 ENGINES = ("local", "ray")
+IMPORTANCES = ("none", *METHODS)
+STATISTICS = ("median", "p95")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +29,15 @@ class RunConfig:
     `latency_budget` is a time ("5ms") or a share ("50%") of the measured latency of the space's
     largest network; `budgets` are further ones ("params=3M"). `least_use` is the share of the
     latency budget a candidate must use: without it a search may return a network that leaves
-    half of the budget idle because the accuracies are level. `init` is the network whose weights
-    the supernet starts from, a timm name or a folder that timm loads; none where it is None.
+    half of the budget idle because the accuracies are level. `other_targets` are further devices
+    and runtimes whose latencies have budgets of their own (`latency_ms:<target>=5ms`); winners are
+    measured on each, and `statistic` says what of a measurement a budget is compared with: the
+    upper end of the median's interval, or the 95th percentile of all runs. `importance` says how
+    the inner numbers of candidates are chosen: by allocation with losses from Taylor importance
+    or measured ones ("sensitivity"), or as genes of their own ("none"). `init` is the network
+    whose weights the supernet starts from, a timm name or a folder that timm loads; none where it
+    is None.
+
     `engine` says where candidates are scored: "local" is this machine, by `workers` processes
     or, with none, by the search itself; "ray" is up to `actors` Ray actors, here or on the
     cluster at `address`. `batch` candidates are proposed at once, None: as many as the study was
@@ -39,6 +49,7 @@ class RunConfig:
     data: str = "digits"
     image_size: int | None = None
     target: str = "onnxruntime,fp32,b1,t1"
+    other_targets: tuple[str, ...] = ()
     table: str | None = None
     latency_budget: str = "50%"
     budgets: tuple[str, ...] = ()
@@ -49,6 +60,8 @@ class RunConfig:
     engine: str = "local"
     address: str | None = None
     actors: int = 8
+    importance: str = "none"
+    statistic: str = "median"
     study: str = ""
     storage: str | None = None
     workers: int = 0
@@ -82,6 +95,7 @@ class RunConfig:
         for name in ("margin", "least_use"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 0 to below 1, but is {getattr(self, name)}.")
+        self._check_words()
         if self.margin + self.least_use >= 1:
             raise ConfigError(
                 f"margin and least_use leave no room below the budget: {self.margin} + "
@@ -102,6 +116,16 @@ class RunConfig:
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise ConfigError(f"timeout_s must be above zero, but is {self.timeout_s}.")
 
+    def _check_words(self) -> None:
+        for name, known in (("importance", IMPORTANCES), ("statistic", STATISTICS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}."
+                )
+        targets = [self.target, *self.other_targets]
+        if len(set(targets)) < len(targets):
+            raise ConfigError(f"each target stands once, but they are {' '.join(targets)}.")
+
     def reads(self, stage: str) -> dict[str, Any]:
         """Return the settings a stage depends on, as plain values."""
         names = READS[stage]
@@ -113,9 +137,12 @@ class RunConfig:
 READS: dict[str, tuple[str, ...]] = {
     "profile": ("space", "data", "image_size", "target", "table", "profile", "check_networks"),
     "train": ("space", "data", "image_size", "init", "train", "seed", "threads"),
+    "importance": (
+        "space", "data", "image_size", "init", "train", "seed", "threads", "importance",
+    ),
     "search": (
         "latency_budget", "budgets", "margin", "least_use", "evaluations", "sampler",
-        "target", "seed",
+        "importance", "statistic", "target", "other_targets", "seed",
     ),
     "distill": ("teacher", "teach", "distill", "winners", "candidates", "seed", "threads"),
     "export": (),

@@ -13,6 +13,7 @@ import torch
 from nas import data as nas_data
 from nas.block import Block
 from nas.data import Data
+from nas.errors import ConfigError
 from nas.files import write_atomic
 from nas.latency import LatencyTable, Timing, find_table
 from nas.latency.sessions import Benches, child_bench
@@ -102,6 +103,25 @@ class Materials:
     def table(self) -> LatencyTable:
         """The latency table of the target."""
         return LatencyTable.load(self.table_path)
+
+    @cached_property
+    def tables(self) -> dict[str, LatencyTable]:
+        """The latency tables of all targets by their ids, the run's own target first.
+
+        Raises:
+            ConfigError: a target has none; the message has the command that makes it.
+        """
+        found = {self.target.id: self.table}
+        for words in self.run.config.other_targets:
+            target = Target.parse(words)
+            path = find_table(target)
+            if path is None:
+                raise ConfigError(
+                    f"there is no latency table of {target}. Make one with `nas profile --space "
+                    f"{self.run.config.space} --target {words}` in a run of its own."
+                )
+            found[target.id] = LatencyTable.load(path)
+        return found
 
     @cached_property
     def supernet(self) -> SuperNet:

@@ -55,6 +55,9 @@ def profile(run: Run, materials: Materials | None = None) -> Outcome:
     """
     materials = materials or Materials(run)
     result = run.stage(run.profile_key, lambda progress: _profile(run, materials, progress))
+    for words in run.config.other_targets:
+        other = replace(run, config=replace(run.config, target=words, other_targets=()))
+        _profile_other(other, materials)
     _, budget = budgets.priced(run, materials)
     lines = rows(
         {
@@ -77,6 +80,13 @@ def _how_priced(result: dict[str, Any]) -> str:
     if result.get("by_block"):
         text += f"; {', '.join(result['by_block'])} by whole blocks"
     return text
+
+
+def _profile_other(run: Run, materials: Materials) -> None:
+    """Measure what the space needs on a further target; `run` is the same with that target."""
+    own = Materials(run)
+    own.data, own.space, own.parts = materials.data, materials.space, materials.parts
+    run.stage(run.profile_key, lambda progress: _profile(run, own, progress))
 
 
 def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, Any]:

@@ -118,6 +118,11 @@ class Run:
         """The key of profiling the run's target: a run has one for each device and runtime."""
         return f"profile/{self.config.target}"
 
+    @property
+    def importance_key(self) -> str:
+        """The key of measuring what inner numbers cost: a run has one for each method."""
+        return f"importance/{self.config.importance}"
+
     # ------------------------------------------------------------ stages
     def stage(self, key: str, work: Callable[[Progress], dict[str, Any]]) -> dict[str, Any]:
         """Do one stage unless it is done; return its result (plain values)."""
@@ -157,7 +162,8 @@ class Run:
     def _check_changes(self, stored: RunConfig) -> None:
         for key, record in self.stages.items():
             name, _, rest = key.partition("/")
-            own = self.config.target if name == "profile" else self.study
+            asked = {"profile": self.config.target, "importance": self.config.importance}
+            own = asked.get(name, self.study)
             if rest and rest.partition("/")[0] != own:
                 continue  # of another target or study of this run, with settings of its own
             if record["settings"] != digest_json(self.config.reads(name)):

@@ -17,7 +17,7 @@ from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress, Run
 from nas.seeds import stage_seed
 from nas.space import Architecture
-from nas.study import Study, Trial, mask_url
+from nas.study import Study, Trial, latency_metric, mask_url
 from nas.supernet import score
 from nas.target import Target
 from nas.winner.distill import TrainResult
@@ -120,20 +120,21 @@ class Candidate:
     def _promise(self, distilled: dict[str, Any]) -> Winner:
         materials = self.materials
         searched = self.run.result(f"search/{self.study}", make_with="search")
-        target_id = materials.target.id
-        metric = f"latency_ms:{target_id}"
         split = materials.data.split("search")
         return Winner(
             architecture=self.architecture.to_json(),
             blocks=tuple(map(str, self.blocks)),
             accuracy=Accuracy(search=distilled["accuracy"], search_images=len(split)),
             budgets=searched["budgets"],
-            targets=(TargetResult(target=target_id, predicted_ms=self.trial.costs[metric]),),
+            targets=tuple(
+                TargetResult(target=name, predicted_ms=self.trial.costs[latency_metric(name)])
+                for name in materials.tables
+            ),
             ancestry=Ancestry(
                 study=searched["study"],
                 trial=self.trial.number,
                 supernet=self.run.result("train", make_with="train")["digest"],
-                tables={target_id: materials.table.digest},
+                tables={name: table.digest for name, table in materials.tables.items()},
                 teacher=distilled["teacher"],
             ),
             data=materials.data.name,
@@ -145,42 +146,47 @@ class Candidate:
         """Check the exported folder in a fresh process; whether it is over budget is recorded."""
 
         def work(progress: Progress) -> dict[str, Any]:
-            materials = self.materials
-            result = self._checked(progress)
-            measured = result.winner.on(materials.target.id)
-            if measured is not None and measured.measured_ms is not None:
-                self._study().record_measurement(
-                    self.trial.number, materials.target.id, "latency_ms", measured.measured_ms,
-                    measured.ci_high_ms,
-                )  # fmt: skip
+            results = [self._verify_on(table, progress) for table in self.materials.tables.values()]
+            texts = dict.fromkeys(row.text for found in results for row in found.statements)
             return {
                 "folder": str(self.folder),
-                "kept": result.is_kept,
-                "over_budget": result.is_over_budget,
-                "statements": [row.text for row in result.statements],
-                "accuracy": result.winner.accuracy,
-                "latency": measured,
+                "kept": all(found.is_kept for found in results),
+                "over_budget": any(found.is_over_budget for found in results),
+                "statements": list(texts),
+                "accuracy": results[-1].winner.accuracy,
+                "latency": results[-1].winner.on(self.materials.target.id),
+                "latencies": [results[-1].winner.on(found.target) for found in results],
             }
 
         return self.run.stage(self.key("verify"), work)
 
-    def _checked(self, progress: Progress) -> VerifyResult:
+    def _verify_on(self, table: LatencyTable, progress: Progress) -> VerifyResult:
+        """Check the folder on one target and record what was measured there."""
+        result = self._checked(table, progress)
+        measured = result.winner.on(table.target.id)
+        if measured is not None and measured.measured_ms is not None:
+            self._study().record_measurement(
+                self.trial.number, table.target.id, "latency_ms", measured.measured_ms,
+                measured.ci_high_ms,
+            )  # fmt: skip
+        return result
+
+    def _checked(self, table: LatencyTable, progress: Progress) -> VerifyResult:
         materials = self.materials
-        target, data_name = materials.target, materials.data.name
         if materials.stopwatch is not None:
             return verify_elsewhere(
                 self.folder,
                 materials.stopwatch,
-                target=target,
-                data_name=data_name,
+                target=table.target,
+                data_name=materials.data.name,
                 progress=progress,
             )
         return verify_winner(
             self.folder,
-            target=target,
-            data_name=data_name,
+            target=table.target,
+            data_name=materials.data.name,
             config=self.run.config.profile,
-            reference_ms=materials.table.reference_ms,
+            reference_ms=table.reference_ms,
             progress=progress,
         )
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import ConfigError
+from nas.pipeline import budget as budgets
+from nas.pipeline.allocation import Completion
+from nas.pipeline.completion import completion_of
 from nas.pipeline.config import RunConfig
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome
@@ -25,13 +28,15 @@ BATCHES = 2  # candidates proposed at once, a worker: none waits for the slowest
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-def evaluator(materials: Materials) -> Callable[[Mapping[str, Any]], dict[str, float]]:
+def evaluator(
+    materials: Materials, completion: Completion
+) -> Callable[[Mapping[str, Any]], dict[str, float]]:
     """Return what scores a choice by the run's supernet, on the search split."""
 
-    scores, space = materials.evaluator, materials.space
+    scores, architecture_of = materials.evaluator, completion.architecture
 
     def evaluate(choice: Mapping[str, Any]) -> dict[str, float]:
-        found = scores.quality(space.architecture(choice))
+        found = scores.quality(architecture_of(choice))
         return {"accuracy": found.accuracy, "loss": found.loss}
 
     return evaluate
@@ -122,7 +127,8 @@ def work(
     stop = threading.Event()
     if with_owner:
         threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
-    taken = work_on(opened, evaluator(materials), idle_s=idle_s, stop=stop)
+    completion = completion_of(run, materials, *budgets.priced(run, materials))
+    taken = work_on(opened, evaluator(materials, completion), idle_s=idle_s, stop=stop)
     return Outcome(
         values={"study": study, "evaluated": taken},
         lines=(f"{taken} candidates of {study} evaluated",),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from nas.errors import ConfigError
+from nas.search.rows import Price
 from nas.search.samplers import SAMPLERS
 from nas.study import Choice, Option
 
@@ -29,6 +30,8 @@ class SearchOptions:
             are evaluated at once.
         complete: Makes a candidate whole: `complete(choice, level)` returns the choice to price,
             evaluate and record; level is the budget on the first cost (None without one).
+        bound: What a choice costs at least before `complete`, as `price` says it; what the screen
+            and the sampler look at where completing is dear. `price` itself if not given.
         key: What makes two completed candidates the same one; the whole choice by default.
         describe: More to record of a candidate: {"architecture": ..., "architecture_id": ...}.
         lost: What each option of each gene is predicted to lose, {gene: {option: loss}}, in any
@@ -44,6 +47,7 @@ class SearchOptions:
     rank_by: RankBy = "accuracy"
     batch: int = 1
     complete: Callable[[Choice, float | None], Choice] | None = None
+    bound: Price | None = None
     key: Callable[[Choice], Hashable] | None = None
     describe: Callable[[Choice], Mapping[str, Any]] | None = None  # Any: plain JSON
     lost: Mapping[str, Mapping[Option, float]] | None = None

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from nas.search.budgets import meets, resolve_budgets
 from nas.search.options import SearchOptions
+from nas.search.rows import Price
 from nas.search.samplers import SAMPLERS, Mind, Problem, Proposal, whole_key
-from nas.search.screen import Price, Pricer, Screen
+from nas.search.screen import Pricer, Screen
 from nas.study import Choice, Option, Study, check_genes, is_latency
 
 PATIENCE = 24  # refused proposals in a row before the screen looks for a candidate itself
@@ -34,8 +35,10 @@ class Proposer:
         num_refused: How many proposals were refused.
     """
 
-    def __init__(self, problem: Problem, screen: Screen, options: SearchOptions) -> None:
-        self.problem = problem
+    def __init__(
+        self, problem: Problem, screen: Screen, price: Pricer, options: SearchOptions
+    ) -> None:
+        self.problem, self._price = problem, price
         self.mind: Mind = SAMPLERS[options.sampler](problem)
         self.ended: str | None = None
         self.num_refused = 0
@@ -83,7 +86,7 @@ class Proposer:
         """Return a choice as it would be evaluated, its costs and its key."""
         problem = self.problem
         choice = problem.complete(raw) if problem.complete else raw
-        costs = {metric: float(values[0]) for metric, values in problem.price([choice]).items()}
+        costs = {metric: float(values[0]) for metric, values in self._price([choice]).items()}
         return choice, costs, problem.key(choice)
 
     def _adopt(self, raw: Choice) -> Candidate | None:
@@ -119,7 +122,8 @@ def begin(
         ConfigError: a setting breaks a rule, or the study was begun with other ones.
     """
     checked = check_genes(genes)
-    pricer = Pricer(price, targets=study.attrs.get("targets", ()))
+    targets = study.attrs.get("targets", ())
+    whole, pricer = Pricer(price, targets=targets), Pricer(options.bound or price, targets=targets)
     metrics = list(pricer([{gene: known[0] for gene, known in checked.items()}]))
     limits = resolve_budgets(budgets, metrics)
     objective = _objective(limits, metrics)
@@ -140,7 +144,7 @@ def begin(
         key=options.key or whole_key,
         lost=options.lost,
     )
-    return Proposer(problem, screen, options)
+    return Proposer(problem, screen, whole, options)
 
 
 def _completion(options: SearchOptions, level: float | None) -> Callable[[Choice], Choice] | None:

@@ -15,8 +15,8 @@ from nas.search.evaluate import Outcome, understand
 from nas.search.ledger import FAILURES_IN_A_ROW, outcome_of
 from nas.search.options import SearchOptions
 from nas.search.propose import Candidate, Proposer, begin
+from nas.search.rows import Price
 from nas.search.samplers import Proposal
-from nas.search.screen import Price
 from nas.study import Choice, Option, Study
 
 logger = logging.getLogger(__name__)

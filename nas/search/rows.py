@@ -14,6 +14,7 @@ from nas.study import Choice, Genes
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # Any: option indices (int64) or costs (float64)
 Costs: TypeAlias = dict[str, Array]
 PriceChoices: TypeAlias = Callable[[list[Choice]], Costs]
+Price: TypeAlias = Callable[[list[Choice]], Mapping[str, Sequence[float] | Array]]
 
 
 class Rows:

@@ -13,12 +13,11 @@ import numpy as np
 
 from nas.errors import InfeasibleBudget, NasError
 from nas.search.budgets import excess, feasible
-from nas.search.rows import Array, Costs, Rows
+from nas.search.rows import Array, Costs, Price, Rows
 from nas.seeds import stage_seed
 from nas.study import Choice, Genes, describe_cost, full_metric
 
 T = TypeVar("T")
-Price = Callable[[list[Choice]], Mapping[str, Sequence[float] | Array]]
 logger = logging.getLogger(__name__)
 
 DRAWS = 4096  # also the largest space that is enumerated

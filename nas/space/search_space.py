@@ -161,7 +161,7 @@ class SearchSpace:
     # ------------------------------------------------------------ the walk
     def blocks(self, architecture: Architecture) -> tuple[Block, ...]:
         """Return the concrete blocks of an architecture, stem to head."""
-        return tuple(block for _, block in self._walk(architecture))
+        return tuple(self._walk(architecture))
 
     def slots(self, architecture: Architecture) -> tuple[str, ...]:
         """Return each block's place in a supernet, in the order of `blocks`.
@@ -169,27 +169,32 @@ class SearchSpace:
         Front blocks count from the start of their stage (s3.b0.cga), tail blocks from its end
         (s4.t0.mb3d is the last), so that a smaller depth drops the middle.
         """
-        return tuple(slot for slot, _ in self._walk(architecture))
-
-    def _walk(self, architecture: Architecture) -> Iterator[tuple[str, Block]]:
-        first = architecture.stages[0].width
-        stem = self._stem(first, architecture.image_size)
-        yield "stem", stem
-        side, before = stem.out_resolution, first
+        found = ["stem"]
         for number, stage in enumerate(architecture.stages, 1):
             if stage.transition is not None:
-                kind = stage.transition.kind
-                block = self._block(stage.transition, side, before, stage.width)
-                yield f"s{number}.by.{kind}", block
-                side = block.out_resolution
+                found.append(f"s{number}.by.{stage.transition.kind}")
             tail = sum(choice.kind == TAIL_KIND for choice in stage.blocks)
             for place, choice in enumerate(stage.blocks):
                 left = len(stage.blocks) - 1 - place
-                spot = f"t{left}" if left < tail else f"b{place}"
-                block = self._block(choice, side, stage.width, stage.width)
-                yield f"s{number}.{spot}.{choice.kind}", block
+                found.append(
+                    f"s{number}.{f't{left}' if left < tail else f'b{place}'}.{choice.kind}"
+                )
+        return (*found, "head")
+
+    def _walk(self, architecture: Architecture) -> Iterator[Block]:
+        first = architecture.stages[0].width
+        stem = self._stem(first, architecture.image_size)
+        yield stem
+        side, before = stem.out_resolution, first
+        for stage in architecture.stages:
+            if stage.transition is not None:
+                block = self._block(stage.transition, side, before, stage.width)
+                yield block
+                side = block.out_resolution
+            for choice in stage.blocks:
+                yield self._block(choice, side, stage.width, stage.width)
             before = stage.width
-        yield "head", self._head(before, side)
+        yield self._head(before, side)
 
     def _block(self, choice: BlockChoice, side: int, before: int, width: int) -> Block:
         dims = dict(choice.dims)

@@ -46,7 +46,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Score:
-    """How well a sub-network does on the search split.
+    """How well a sub-network does on the split that was scored.
 
     Attributes:
         accuracy: Share of images whose class has the highest score.
@@ -67,8 +67,9 @@ class Evaluator:
 
     Args:
         supernet: Its weights must not change while the evaluator is in use.
-        data: Statistics are fitted on its train split; its search split is scored.
+        data: Statistics are fitted on its train split.
         config: How.
+        split: What is scored.
         folder: Where accuracies and losses are kept: one JSON file an architecture, in a folder
             for these weights, images and settings. None keeps nothing.
 
@@ -86,6 +87,7 @@ class Evaluator:
         data: Data,
         config: EvaluateConfig | None = None,
         *,
+        split: str = "search",
         folder: Path | str | None = None,
     ) -> None:
         check_fit(supernet, data)
@@ -94,8 +96,8 @@ class Evaluator:
         device = next(supernet.parameters()).device
         images, size = refit_images(data, config)
         self.refit = SharedBatches(images, data, batch_size=size, device=device)
-        split = data.split("search")
-        self.scored = SharedBatches(split, data, batch_size=config.batch_size, device=device)
+        chosen = data.split(split)
+        self.scored = SharedBatches(chosen, data, batch_size=config.batch_size, device=device)
         self._known: KnownScores | None = None
         if folder is not None:
             weights = checkpoint.digest_tensors(supernet.state_dict())
@@ -105,6 +107,7 @@ class Evaluator:
                     "supernet": weights,
                     "space": supernet.space.digest,
                     "data": data.digest,
+                    "split": split,
                     "mean": list(data.mean),
                     "std": list(data.std),
                     "refit_images": config.refit_images,
@@ -165,8 +168,10 @@ def score(
     architecture: Architecture,
     data: Data,
     config: EvaluateConfig | None = None,
+    *,
+    split: str = "search",
 ) -> Score:
-    """Score one sub-network on the search split, with statistics fitted for it.
+    """Score one sub-network on the search split (or another), with statistics fitted for it.
 
     The result is a function of weights, architecture, data and configuration alone: the supernet
     is not changed, and several threads may score at once. To score many, make an `Evaluator`.
@@ -174,7 +179,7 @@ def score(
     Raises:
         ConfigError: data and space do not fit.
     """
-    return Evaluator(supernet, data, config).score(architecture)
+    return Evaluator(supernet, data, config, split=split).score(architecture)
 
 
 def fit_statistics(

@@ -1,4 +1,4 @@
-"""A run so small that the whole job takes a minute, and how to start it as its user does."""
+"""A run so small that the whole job takes a minute, how to start it, and tables by a formula."""
 
 import json
 import subprocess
@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from nas.block import Block
+from nas.latency.calibration import Calibration
+from nas.latency.table import Entry, LatencyTable
+from nas.space import SearchSpace
+from nas.target import Target
 
 SMALL = """\
 schema: 1
@@ -66,3 +72,47 @@ def undisturbed(
     out, err = child.communicate(timeout=400)
     assert child.returncode in (0, 7), err  # 7: a network trained for seconds may miss a promise
     return folder, json.loads(out)
+
+
+# ---------------------------------------------------------------- latency tables by a formula
+MEMORY = {"constant": 0.01, "scale": 0.9, "cold": 0.5, "ms_per_mb": 0.3, "knee_mb": 0.6}
+
+
+def entry_ms(block: Block, speed: float) -> float:
+    """Return what a part takes: a launch, its arithmetic, and its weights."""
+    return 0.004 + block.macs / (speed * 1e6) + block.bytes * 2e-8
+
+
+def _made_table(
+    space: SearchSpace,
+    *,
+    words: str = "onnxruntime,fp32,b1,t1",
+    speed: float = 20.0,
+    memory: bool = False,
+) -> LatencyTable:
+    """Return a table of every part of a space; with memory, calibrated with a knee."""
+    entries = {}
+    for block in space.every_block():
+        for part in block.parts():
+            ms = entry_ms(part, speed)
+            entries[str(part)] = Entry(
+                ms=ms, isolated_ms=2 * ms, p10=ms, p90=ms, clean=30, taken=30, grade="A",
+                by="formula", cold_ms=1.3 * ms + 0.002,
+            )  # fmt: skip
+    fit = Calibration(
+        form="parts",
+        coefficients=MEMORY,
+        fitted_on={space.largest().id: 1.0},
+        held_out={"mean": 0.01, "worst": 0.02},
+    )
+    return LatencyTable(
+        target=Target.parse(words),
+        entries=entries,
+        calibrations={space.name: fit} if memory else {},
+    )
+
+
+@pytest.fixture(scope="session")
+def made_table() -> Callable[..., LatencyTable]:
+    """Return what makes a table that needs no measurement."""
+    return _made_table

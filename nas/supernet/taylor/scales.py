@@ -9,7 +9,7 @@ from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
 from nas.errors import ConfigError
-from nas.supernet.taylor.tables import Allocation, Group
+from nas.supernet.taylor.tables import InnerDim, InnerNumbers
 
 Numbers = npt.NDArray[np.float64]
 FOLDS = 5
@@ -32,58 +32,75 @@ class Scales:
     r2_fitted: float
     spearman: float
 
-    def costs(self, group: Group) -> Numbers:
-        """Return the predicted increase of the loss in nats for each option of a group."""
-        return self.by_kind[group.kind] * group.lost
+    def costs(self, dim: InnerDim) -> Numbers:
+        """Return the predicted increase of the loss in nats for each option of a dimension."""
+        return self.by_kind[dim.kind] * dim.lost
 
-    def predict(self, groups: Sequence[Group], allocation: Allocation) -> float:
-        """Return the predicted increase of the loss of an allocation, in nats."""
-        return sum(
-            float(self.costs(group)[group.options.index(allocation[group.name])])
-            for group in groups
-        )
+    def predict(self, dims: Sequence[InnerDim], numbers: InnerNumbers) -> float:
+        """Return the predicted increase of the loss of a path with these numbers, in nats."""
+        return sum(float(self.costs(dim)[dim.options.index(numbers[dim.name])]) for dim in dims)
 
 
 def fit_scales(
-    groups: Sequence[Group],
-    allocations: Sequence[Allocation],
+    dims: Sequence[InnerDim],
+    allocations: Sequence[InnerNumbers],
     increases: Sequence[float],
     *,
     pull: float = 0.2,
 ) -> Scales:
-    """Fit a scale for each kind of part to measured increases of the loss.
+    """Fit a scale for each kind of part to measured increases of the loss of one path.
 
-    Increase = sum over groups of scale(kind) * lost(option), by non-negative least squares, since
+    Args:
+        dims: Those of the path, from `taylor.inner_dims`.
+        allocations: At least 10; each names every dimension.
+        increases: Loss of each less that of the path's `widest`, in nats; both with statistics
+            fitted to them.
+        pull: As in `fit_lost`.
+
+    Raises:
+        ConfigError: too few allocations, not one increase each, one that is not a number, or an
+            option that is not on offer.
+    """
+    rows = []
+    for numbers in allocations:
+        row = {dim.kind: 0.0 for dim in dims}
+        for dim in dims:
+            row[dim.kind] += _lost(dim, numbers)
+        rows.append(row)
+    return fit_lost(rows, increases, pull=pull)
+
+
+def fit_lost(
+    lost: Sequence[Mapping[str, float]], increases: Sequence[float], *, pull: float = 0.2
+) -> Scales:
+    """Fit a scale for each kind of part to measured increases of the loss of any networks.
+
+    Increase = sum over kinds of scale(kind) * lost(kind), by non-negative least squares, since
     dropping channels is not expected to help. Raw sums are not comparable between kinds, but a
     kind that costs little cannot be told from noise either, and least squares alone would give it
     for nothing: scales are pulled towards one scale for all kinds. (Roots of what is lost, a
     change of the loss instead of its square, predict worse: LOG.md, 2026-11-22.)
 
     Args:
-        groups: Those of a path, from `taylor.groups`.
-        allocations: At least 10; each names every group.
-        increases: Loss of each less that of the path's `widest`, in nats; both with statistics
-            fitted to them.
+        lost: Of each network the importance that it drops, by kind; at least 10 networks. A kind
+            that is absent drops nothing.
+        increases: Loss of each less that of the network that drops nothing, in nats.
         pull: Strength of the pull: a kind as far from the common scale as that scale is from 0
             counts like an error of this share of all that was measured. 0 is none.
 
     Raises:
-        ConfigError: too few allocations, not one increase each, one that is not a number, or an
-            option that is not on offer.
+        ConfigError: too few networks, not one increase each, or one that is not a number.
     """
     measured = np.asarray(increases, dtype=np.float64)
-    if len(allocations) < 2 * FOLDS or len(measured) != len(allocations):
+    if len(lost) < 2 * FOLDS or len(measured) != len(lost):
         raise ConfigError(
             f"fit_scales takes at least {2 * FOLDS} allocations and an increase for each, but got "
-            f"{len(allocations)} and {len(measured)}."
+            f"{len(lost)} and {len(measured)}."
         )
     if not np.isfinite(measured).all():
         raise ConfigError("increases must be numbers, but one is NaN or infinite.")
-    kinds = sorted({group.kind for group in groups})
-    features = np.zeros((len(allocations), len(kinds)))
-    for row, allocation in enumerate(allocations):
-        for group in groups:
-            features[row, kinds.index(group.kind)] += _lost(group, allocation)
+    kinds = sorted({kind for row in lost for kind in row})
+    features = np.array([[row.get(kind, 0.0) for kind in kinds] for row in lost])
     held_out = np.empty_like(measured)
     for fold in range(FOLDS):
         out = np.arange(len(measured)) % FOLDS == fold
@@ -97,14 +114,14 @@ def fit_scales(
     )
 
 
-def _lost(group: Group, allocation: Allocation) -> float:
-    number = allocation.get(group.name)
-    if number not in group.options:
+def _lost(dim: InnerDim, numbers: InnerNumbers) -> float:
+    number = numbers.get(dim.name)
+    if number not in dim.options:
         raise ConfigError(
-            f"{group.name} must be one of {', '.join(map(str, group.options))}, but an allocation "
+            f"{dim.name} must be one of {', '.join(map(str, dim.options))}, but an allocation "
             f"gives {number}."
         )
-    return group.at(number)
+    return dim.at(number)
 
 
 def _fit(features: Numbers, measured: Numbers, pull: float) -> Numbers:

@@ -15,11 +15,11 @@ from nas.supernet.gates import DIMS, Dim, dims
 from nas.supernet.taylor.importance import Importance
 
 Numbers = npt.NDArray[np.float64]
-Allocation = Mapping[str, int]  # dimension -> its number
+InnerNumbers = Mapping[str, int]  # dimension -> its number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Group:
+class InnerDim:
     """One inner dimension of one part of a path, for an allocator: plain names and numbers.
 
     Attributes:
@@ -43,10 +43,10 @@ class Group:
         return float(self.lost[self.options.index(number)])
 
 
-def groups(
+def inner_dims(
     space: SearchSpace, architecture: Architecture, importance: Importance
-) -> tuple[Group, ...]:
-    """Return a group for each inner dimension of a path that has a choice.
+) -> tuple[InnerDim, ...]:
+    """Return each inner dimension of a path that has a choice.
 
     Prefix sums of importance in the order the channels stand in, which is how they are sliced: on
     a supernet that was put in order they are the sums of the largest.
@@ -60,7 +60,7 @@ def groups(
         ConfigError: importance lacks a dimension, or knows fewer channels of it.
     """
     found = []
-    for slot, dim, block, options in _choices(space, architecture):
+    for slot, dim, block, options in choices(space, architecture):
         name = f"{slot}.{dim.field}"
         values = importance.get(name)
         if values is None or values.shape[-1] < options[-1]:
@@ -74,7 +74,7 @@ def groups(
         sums = np.concatenate([[0.0], np.cumsum(values[: options[-1]])])
         kept = sums[list(options)]
         found.append(
-            Group(name=name, kind=dim.gate, options=options, kept=kept, lost=sums[-1] - kept)
+            InnerDim(name=name, kind=dim.gate, options=options, kept=kept, lost=sums[-1] - kept)
         )
     return tuple(found)
 
@@ -82,14 +82,13 @@ def groups(
 def widest(space: SearchSpace, architecture: Architecture) -> Architecture:
     """Return a path with the same widths, depths and kinds and the largest inner numbers."""
     largest = {
-        f"{slot}.{dim.field}": options[-1]
-        for slot, dim, _, options in _choices(space, architecture)
+        f"{slot}.{dim.field}": options[-1] for slot, dim, _, options in choices(space, architecture)
     }
     return allocated(space, architecture, largest)
 
 
 def allocated(
-    space: SearchSpace, architecture: Architecture, allocation: Allocation
+    space: SearchSpace, architecture: Architecture, allocation: InnerNumbers
 ) -> Architecture:
     """Return a path with other inner numbers, each part its own; those not named stay.
 
@@ -132,7 +131,7 @@ def _changed(choice: BlockChoice, slot: str, left: dict[str, int]) -> BlockChoic
     return BlockChoice(choice.kind, tuple(values.items()))
 
 
-def _choices(
+def choices(
     space: SearchSpace, architecture: Architecture
 ) -> list[tuple[str, Dim, Block, tuple[int, ...]]]:
     """Return (slot, dimension, block, options) of every inner dimension with a choice."""

@@ -9,13 +9,13 @@ from nas.errors import ConfigError
 from nas.space import Architecture, SearchSpace
 from nas.supernet import SuperNet, score
 from nas.supernet.taylor import (
-    Group,
     Importance,
+    InnerDim,
     TaylorConfig,
     allocated,
     covering_paths,
     fit_scales,
-    groups,
+    inner_dims,
     measure_importance,
     unit_gates,
     widest,
@@ -40,7 +40,7 @@ def test_groups_list_what_a_space_offers_and_sum_what_is_dropped(kinds):
     checked = set()
     for path in covering_paths(kinds):
         importance = random_importance(kinds, path, rng)
-        for group in groups(kinds, path, importance):
+        for group in inner_dims(kinds, path, importance):
             values = importance[group.name]
             checked.add(group.kind)
             assert list(group.options) == sorted(set(group.options)) and len(group.options) > 1
@@ -51,7 +51,7 @@ def test_groups_list_what_a_space_offers_and_sum_what_is_dropped(kinds):
             assert group.lost[-1] == 0 and (np.diff(group.lost) < 0).all()
     assert checked == {
         *("mlp.hidden", "ffn.hidden", "token_mlp.hidden", "attn.key", "attn.value"),
-        *("group_attn.key", "merge.hidden", "merge.squeeze"),
+        *("group_attn.key", "merge.hidden", "merge.squeeze", "mbconv.hidden"),
     }
 
 
@@ -60,22 +60,22 @@ def test_a_path_has_the_options_of_its_width(kinds):
     largest = random_importance(kinds, covering_paths(kinds)[0], np.random.default_rng(0))
     path = widest(kinds, narrow)
     importance = random_importance(kinds, path, np.random.default_rng(0))
-    for group in groups(kinds, path, importance):
+    for group in inner_dims(kinds, path, importance):
         assert importance[group.name].shape[-1] == group.options[-1]
     known = {name: values for name, values in largest.items() if name in importance}
     if known.keys() == importance.keys():  # importance of a larger network will do
-        assert len(groups(kinds, path, known)) == len(groups(kinds, path, importance))
+        assert len(inner_dims(kinds, path, known)) == len(inner_dims(kinds, path, importance))
 
 
 def test_an_allocation_is_a_network_that_a_supernet_runs(tiny, quarters):
     supernet = SuperNet(tiny)
     path = widest(tiny, covering_paths(tiny)[1])
     importance = measure_importance(supernet, [path], quarters, TaylorConfig(images=8))
-    found = groups(tiny, path, importance)
+    found = inner_dims(tiny, path, importance)
     rng = np.random.default_rng(0)
     allocation = {group.name: int(rng.choice(group.options)) for group in found}
     architecture = allocated(tiny, path, allocation)
-    again = groups(tiny, architecture, importance)
+    again = inner_dims(tiny, architecture, importance)
     assert [group.name for group in again] == [group.name for group in found]
     assert len(set(allocation.values())) >= 2
     blocks = dict(zip(tiny.slots(architecture), tiny.blocks(architecture), strict=True))
@@ -94,18 +94,20 @@ def test_dimensions_that_are_not_there_are_named(tiny):
     with pytest.raises(ConfigError, match=r"s7\.b0\.mb4d\.hidden is none"):
         allocated(tiny, path, {"s7.b0.mb4d.hidden": 8})
     with pytest.raises(ConfigError, match=r"s1\.b0\.mb4d\.hidden, but knows nothing"):
-        groups(tiny, path, {})
+        inner_dims(tiny, path, {})
     with pytest.raises(ConfigError, match="knows 16 channels. Measure it on widest"):
-        groups(tiny, path, {"s1.b0.mb4d.hidden": np.ones(16)})
+        inner_dims(tiny, path, {"s1.b0.mb4d.hidden": np.ones(16)})
 
 
 # ---------------------------------------------------------------- scales
-def example(rng: np.random.Generator) -> tuple[list[Group], list[dict[str, int]]]:
+def example(rng: np.random.Generator) -> tuple[list[InnerDim], list[dict[str, int]]]:
     found = []
     for place, kind in itertools.product(range(4), ("ffn.hidden", "group_attn.key", "mlp.hidden")):
         lost = np.sort(rng.random(3))[::-1] * [1, 1, 0]
         found.append(
-            Group(name=f"b{place}.{kind}", kind=kind, options=(8, 16, 32), lost=lost, kept=1 - lost)
+            InnerDim(
+                name=f"b{place}.{kind}", kind=kind, options=(8, 16, 32), lost=lost, kept=1 - lost
+            )
         )
     allocations = [{g.name: int(rng.choice(g.options)) for g in found} for _ in range(60)]
     return found, allocations
