@@ -51,7 +51,7 @@ def test_groups_list_what_a_space_offers_and_sum_what_is_dropped(kinds):
             assert group.lost[-1] == 0 and (np.diff(group.lost) < 0).all()
     assert checked == {
         *("mlp.hidden", "ffn.hidden", "token_mlp.hidden", "attn.key", "attn.value"),
-        *("group_attn.key", "merge.hidden", "merge.squeeze"),
+        *("group_attn.key", "merge.hidden", "merge.squeeze", "mbconv.hidden"),
     }
 
 
