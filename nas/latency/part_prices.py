@@ -9,6 +9,7 @@ from nas.block import Block
 from nas.errors import ConfigError
 from nas.latency.calibration import KNEE_MB, SHARPNESS, cold_share, footprint_mb
 from nas.latency.table import LatencyTable
+from nas.space import SearchSpace
 
 # Along the last axis: ms, ms more where nothing of it is cached, megabytes of the caches.
 Terms: TypeAlias = npt.NDArray[np.float64]
@@ -30,12 +31,12 @@ class PartPrices:
 
     Args:
         table: Prices of the target.
-        space: Name of the space whose calibration is used, if the table has one.
+        space: The space whose calibration is used, if the table has one.
     """
 
-    def __init__(self, table: LatencyTable, space: str | None) -> None:
-        self.table, self.space = table, space
-        self._fit = table.calibrations.get(space or "")
+    def __init__(self, table: LatencyTable, space: SearchSpace | None) -> None:
+        self.table = table
+        self._fit = table.calibration(space)
 
     def terms(self, block: Block) -> tuple[float, float, float]:
         """Return the terms of a block or of a part; they add up over the parts of a network.
@@ -44,10 +45,10 @@ class PartPrices:
             ConfigError: the table lacks an entry, or what it costs with cold caches where its
                 calibration counts that.
         """
-        own_ms = self.table.block_ms(block, self.space)
+        own_ms = self.table.block_ms(block, self._fit)
         if self._fit is None or not self._fit.counts_memory:
             return own_ms, 0.0, 0.0
-        cold_ms = self.table.cold_ms(block) if self._fit.counts_cold else 0.0
+        cold_ms = self.table.cold_ms(block, self._fit) if self._fit.counts_cold else 0.0
         if cold_ms is None:
             raise ConfigError(
                 f"the latency table {self.table.path or self.table.target.id} does not say what "
@@ -71,6 +72,15 @@ class PartPrices:
         footprint = max(float(terms[2]), 1e-9)
         share = float(cold_share(np.array(footprint), self._fit.coefficients[KNEE_MB]))
         return np.array([1.0, share, terms[1] * SHARPNESS * share * (1 - share) / footprint])
+
+    def prices_whole(self, block: Block) -> bool:
+        """Return whether a block of several parts has a price of its own, which they do not add to.
+
+        Raises:
+            ConfigError: the table lacks an entry.
+        """
+        names = [name for name, _ in self.table.entries_of(block, self._fit)]
+        return names == [str(block)] != list(map(str, block.parts()))
 
     @property
     def is_sum(self) -> bool:

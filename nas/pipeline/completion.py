@@ -33,7 +33,7 @@ def completion_of(
         for metric, limit in budget.limits.items()
     }
     losses = loss_table(run, materials)
-    return Allocator(space, losses, PartCosts(tables, space.name), limits)
+    return Allocator(space, losses, PartCosts(tables, space), limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

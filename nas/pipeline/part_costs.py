@@ -9,6 +9,7 @@ import numpy.typing as npt
 from nas.block import Block
 from nas.latency import LatencyTable
 from nas.latency.part_prices import NUM_TERMS, PartPrices
+from nas.space import SearchSpace
 
 Terms: TypeAlias = npt.NDArray[np.float64]
 SIZES = ("params", "macs", "bytes")
@@ -22,10 +23,10 @@ class PartCosts:
 
     Args:
         tables: Latency metric -> the table of its target.
-        space: Name of the space whose calibrations are used.
+        space: The space whose calibrations are used.
     """
 
-    def __init__(self, tables: Mapping[str, LatencyTable], space: str | None) -> None:
+    def __init__(self, tables: Mapping[str, LatencyTable], space: SearchSpace | None) -> None:
         self._prices = {metric: PartPrices(table, space) for metric, table in tables.items()}
         self._known: dict[Block, Terms] = {}
         self.metrics = (*tables, *SIZES)
@@ -74,6 +75,5 @@ class PartCosts:
         return all(prices.is_sum for prices in self._prices.values())
 
     def prices_whole(self, block: Block) -> bool:
-        """Return whether some table has a price for the block as a whole, beside its parts'."""
-        is_chain = len(block.parts()) > 1
-        return is_chain and any(str(block) in own.table.entries for own in self._prices.values())
+        """Return whether some table has a price for the block as a whole, not its parts."""
+        return any(prices.prices_whole(block) for prices in self._prices.values())

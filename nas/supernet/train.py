@@ -81,7 +81,7 @@ def train(
         StorageError: a checkpoint cannot be written; the one before it is intact.
     """
     if config.workers > 1:
-        from nas.supernet.workers import train_with_workers
+        from nas.supernet.ray_workers import train_with_workers
 
         return train_with_workers(
             supernet, data, config, Path(folder), teacher=teacher, progress=progress

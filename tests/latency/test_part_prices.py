@@ -34,7 +34,7 @@ def table_of(space: SearchSpace, *, cold: bool = True) -> LatencyTable:
 def test_sums_of_terms_make_the_tables_own_price_and_slopes_are_its_derivatives() -> None:
     space = SearchSpace.load("tiny")
     table = table_of(space)
-    prices = PartPrices(table, space.name)
+    prices = PartPrices(table, space)
     rng = np.random.default_rng(0)
     for level in np.linspace(0, 1, 7):
         blocks = space.blocks(space.sample(rng, float(level)))
@@ -52,7 +52,7 @@ def test_sums_of_terms_make_the_tables_own_price_and_slopes_are_its_derivatives(
 
 def test_without_a_calibration_a_price_is_a_sum() -> None:
     space = SearchSpace.load("tiny")
-    prices = PartPrices(replace(table_of(space), calibrations={}), space.name)
+    prices = PartPrices(replace(table_of(space), calibrations={}), space)
     blocks = space.blocks(space.largest())
     total = prices.total_ms(np.sum([prices.terms(block) for block in blocks], axis=0))
     assert prices.is_sum and prices.slopes(np.zeros(3)).tolist() == [1, 0, 0]
@@ -61,6 +61,6 @@ def test_without_a_calibration_a_price_is_a_sum() -> None:
 
 def test_a_table_without_cold_times_is_refused_where_they_count() -> None:
     space = SearchSpace.load("tiny")
-    prices = PartPrices(table_of(space, cold=False), space.name)
+    prices = PartPrices(table_of(space, cold=False), space)
     with pytest.raises(ConfigError, match="cold caches"):
         prices.terms(space.blocks(space.largest())[1])

@@ -74,7 +74,7 @@ def test_a_completed_network_is_within_the_budgets_and_priced_as_the_table_price
     space: SearchSpace, losses: LossTable, made_table: Made, memory: bool
 ) -> None:
     table = made_table(space, memory=memory)
-    costs = PartCosts({HERE: table}, space.name)
+    costs = PartCosts({HERE: table}, space)
     largest_ms = table.estimate(space.blocks(space.largest()), space)
     limits = {HERE: SHARE * largest_ms, "params": 0.7 * space_params(space)}
     allocator = Allocator(space, losses, costs, limits)
@@ -113,7 +113,7 @@ def test_no_other_inner_numbers_within_the_budget_lose_less(
         )
     )
     table = made_table(space, memory=memory)
-    costs = PartCosts({HERE: table}, space.name)
+    costs = PartCosts({HERE: table}, space)
     compared = 0
     for choice in draws(small, 10, Allocator(small, losses, costs, {HERE: 1.0}).genes):
         every: list[tuple[float, float]] = []
@@ -151,7 +151,7 @@ def test_two_devices_and_a_size_hold_at_once(
     space: SearchSpace, losses: LossTable, made_table: Made
 ) -> None:
     fast, slow = made_table(space), made_table(space, speed=3.0, memory=True)
-    costs = PartCosts({HERE: fast, "latency_ms:there": slow}, space.name)
+    costs = PartCosts({HERE: fast, "latency_ms:there": slow}, space)
     whole = space.blocks(space.largest())
     limits = {
         HERE: 0.7 * fast.estimate(whole, space),
@@ -171,7 +171,7 @@ def test_two_devices_and_a_size_hold_at_once(
 def test_outlines_are_the_same_whatever_their_inactive_genes_say(
     space: SearchSpace, losses: LossTable, made_table: Made
 ) -> None:
-    costs = PartCosts({HERE: made_table(space)}, space.name)
+    costs = PartCosts({HERE: made_table(space)}, space)
     allocator = Allocator(space, losses, costs, {HERE: 0.5})
     assert not any(gene.rpartition(".")[2] in ALLOCATED for gene in allocator.genes)
     for choice in draws(space, 40, allocator.genes):
@@ -195,7 +195,7 @@ def test_genes_alone_are_priced_as_before(space: SearchSpace, made_table: Made) 
 def test_what_cannot_be_allocated_is_said(
     space: SearchSpace, losses: LossTable, made_table: Made
 ) -> None:
-    costs = PartCosts({HERE: made_table(space)}, space.name)
+    costs = PartCosts({HERE: made_table(space)}, space)
     with pytest.raises(ConfigError, match="1 to 3 budgets, but there are 4"):
         Allocator(space, losses, costs, dict.fromkeys([HERE, "params", "macs", "bytes"], 1.0))
     allocator = Allocator(space, losses, costs, {HERE: 1e-6})

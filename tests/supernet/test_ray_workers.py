@@ -20,8 +20,8 @@ from nas.supernet import SuperNet, TrainConfig, load, train
 from nas.supernet.passes import Passes
 from nas.supernet.paths import step_paths
 from nas.supernet.peers import Peers
+from nas.supernet.ray_workers import FAILURE, LONGEST_SESSION, Job, _raise_failure, _session_folder
 from nas.supernet.schedule import Schedule
-from nas.supernet.workers import FAILURE, LONGEST_SESSION, Job, _raise_failure, _session_folder
 
 CHILD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -107,7 +107,7 @@ def test_workers_share_a_batch_without_a_gap_and_alone_there_is_nothing_to_excha
 def test_one_process_needs_no_ray(tmp_path, small, quarters):
     train(SuperNet(small), quarters, TrainConfig(steps=1, batch_size=16), tmp_path)
     assert not (tmp_path.parent / "ray").exists()
-    code = "import sys, nas.supernet, nas.supernet.train, nas.supernet.workers; "
+    code = "import sys, nas.supernet, nas.supernet.train, nas.supernet.ray_workers; "
     done = subprocess.run(
         [sys.executable, "-c", code + "print('ray' in sys.modules)"],
         env=CHILD, capture_output=True, text=True, check=True,
