@@ -93,11 +93,9 @@ class PredictorMind:
     """Evolves candidates under a Gaussian process and proposes those of the highest gain.
 
     The gain is the expected improvement or, with a cost to minimise beside the score, the
-    expected hypervolume improvement, over the scores found. A candidate has the same score
-    whenever it is evaluated, so that what the process takes for noise is the candidate's own: it
-    counts for what is still unknown, as a chance like every other. Each pick of a batch counts as
-    known, with the score that is expected of it, before the next is taken (Ginsbourger, Le Riche
-    and Carraro 2010, "kriging believer").
+    expected hypervolume improvement. Each pick of a batch counts as known, with the score that is
+    expected of it, before the next is taken (Ginsbourger, Le Riche and Carraro 2010, "kriging
+    believer").
     """
 
     num_starts = PREDICTOR_STARTS
@@ -153,7 +151,7 @@ class PredictorMind:
         values = known.values(TAIL if self._problem.objective is None else 3 * TAIL)
         features, process = self._features(codes), self._process
         process.fit(features, values, rows=self._fit_rows(values))
-        beaten = self._goal(costs, values)
+        beaten = self._goal(costs, process.mean(features), values)
 
         def rank(codes: Array, costs: Costs) -> Array:
             expected = process.mean(self._features(codes))
@@ -183,8 +181,7 @@ class PredictorMind:
         cost = self._cost(short.costs)
         free = np.ones(len(short), dtype=bool)
         for _ in range(min(self._batch, len(short))):
-            deviation = np.sqrt(posterior.variance + self._process.noise)
-            gain = beaten.gain(posterior.mean, deviation, cost)
+            gain = beaten.gain(posterior.mean, np.sqrt(posterior.variance), cost)
             best = int(np.where(free, gain, -np.inf).argmax())
             free[best] = False
             picked.append(short.raw[best])
@@ -199,14 +196,15 @@ class PredictorMind:
             return np.zeros(len(next(iter(costs.values()))))
         return costs[self._problem.objective]
 
-    def _goal(self, costs: Costs, values: Array) -> Stairs:
-        """Return the stairs of the scores found."""
+    def _goal(self, costs: Costs, expected: Array, values: Array) -> Stairs:
+        """Return the stairs of what is expected of the known: scores are noisy."""
         if self._problem.objective is None:
-            return Stairs(np.zeros(1), np.ones(1), np.array([values.max()]))
+            return Stairs(np.zeros(1), np.ones(1), np.array([expected.max()]))
         own = costs[self._problem.objective]
         every = np.concatenate([own, self._pool.costs[self._problem.objective]])
+        floor = float(min(values.min(), expected.min()))
         low, high = float(every.min()), float(every.max())
-        return stairs(own, values, low=low, high=high, floor=float(values.min()))
+        return stairs(own, expected, low=low, high=high, floor=floor)
 
     def _raise(self, beaten: Stairs, cost: float, height: float) -> Stairs:
         """Return the stairs with one more point."""

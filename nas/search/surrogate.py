@@ -72,11 +72,6 @@ class GaussianProcess:
         self._factor = cholesky(_with_noise(covariance, self._theta), lower=True)
         self._solved = cho_solve((self._factor, True), values)
 
-    @property
-    def noise(self) -> float:
-        """The variance of scores about what features say of them."""
-        return float(np.exp(self._theta[-1]))
-
     def mean(self, features: Array) -> Array:
         """Return the expectations of candidates to rank them, shape (n,), in single precision."""
         known = self._weighted.astype(np.float32)
