@@ -27,10 +27,16 @@ from nas.supernet.train import Training
 
 STEPS, SEEDS = 240, (0, 1)
 BASE = TrainConfig(
-    steps=STEPS, lr=0.004, ema_decay=0.999, checkpoint_steps=STEPS, log_steps=20, path_threads=1
+    sampling="level",
+    steps=STEPS,
+    lr=0.004,
+    ema_decay=0.999,
+    checkpoint_steps=STEPS,
+    log_steps=20,
+    path_threads=1,
 )
 VARIANTS = {
-    "base": BASE,
+    "level": BASE,
     "uniform": replace(BASE, sampling="uniform"),
     "smooth-largest": replace(BASE, regularise="largest"),
 }

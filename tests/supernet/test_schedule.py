@@ -90,7 +90,7 @@ def test_the_largest_teaches_only_in_the_sandwich_and_a_network_in_every_phase()
         ({"batch_size": 64, "workers": 3}, "multiple of workers x accumulate.* Take 63."),
         ({"batch_size": 24, "workers": 2, "accumulate": 8}, "16 passes, but is 24. Take 32."),
         ({"workers": 0}, "workers must be from 1"),
-        ({"sampling": "levels"}, "sampling must be level or uniform, but is 'levels'"),
+        ({"sampling": "levels"}, "sampling must be uniform or level, but is 'levels'"),
         ({"regularise": "none"}, "regularise must be all or largest"),
         ({"distill_from": "me"}, "distill_from must be largest or teacher"),
         ({"ema_decay": 1.5}, "ema_decay must be from 0 to 1"),
