@@ -174,11 +174,15 @@ def speedup(folder: Path, workers: int) -> None:
 
         executor = QueueExecutor(study, crew=Crew(count, start, log=log))
         begun: list[float] = []
+
+        def note(done: int, total: int, text: str, begun: list[float] = begun) -> None:
+            begun.append(time.monotonic())
+
         options = SearchOptions(
             sampler="random",
             batch=2 * workers,
             executor=executor,
-            progress=lambda done, total, text, begun=begun: begun.append(time.monotonic()),
+            progress=note,
         )
         run(
             GENES,

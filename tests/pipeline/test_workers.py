@@ -91,6 +91,18 @@ def test_without_workers_the_search_evaluates_by_itself(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- whole, with processes
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, small: Path, start: Start) -> Path:
+    """A folder with a run that is profiled and trained."""
+    folder = tmp_path_factory.mktemp("prepared")
+    run = folder / "runs/small"
+    run.mkdir(parents=True)
+    shutil.copy(small, run / "config.yaml")
+    for verb in ("profile", "train"):
+        end(start(folder, verb, "--run", "runs/small"), 0)
+    return folder
+
+
 def end(child: "subprocess.Popen[str]", *codes: int) -> str:
     out, err = child.communicate(timeout=300)
     assert child.returncode in codes, (child.returncode, err)
@@ -103,10 +115,10 @@ def rows(study: Study) -> list[tuple[Any, ...]]:
 
 @pytest.mark.slow
 def test_workers_of_a_run_find_the_same_and_a_stranger_helps(
-    undisturbed: tuple[Path, dict[str, Any]], start: Start, tmp_path: Path
+    prepared: Path, start: Start, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"
-    shutil.copytree(undisturbed[0], folder)
+    shutil.copytree(prepared, folder)
     words = ["search", "--run", "runs/small", "evaluations=10", "batch=4", "sampler=random"]
     alone = start(folder, *words, "--name", "alone")
     end(alone, 0, 3)
@@ -137,12 +149,12 @@ def test_workers_of_a_run_find_the_same_and_a_stranger_helps(
 
 @pytest.mark.slow
 def test_a_search_with_workers_that_is_killed_goes_on_and_nobody_else_may(
-    undisturbed: tuple[Path, dict[str, Any]], start: Start, tmp_path: Path
+    prepared: Path, start: Start, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"
-    shutil.copytree(undisturbed[0], folder)
+    shutil.copytree(prepared, folder)
     other = tmp_path / "other"
-    shutil.copytree(undisturbed[0] / "runs/small", other / "runs/small")
+    shutil.copytree(prepared / "runs/small", other / "runs/small")
     storage = f"sqlite:///{folder}/runs/nas.db"
     words = ["search", "--run", "runs/small", "--name", "killed", "--storage", storage]
     words += ["evaluations=200", "sampler=random", "--workers", "1"]

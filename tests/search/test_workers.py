@@ -24,7 +24,8 @@ GENES |= {"kernels": ((7, 5), (5, 3))}
 
 def accuracy(choice: Choice) -> float:
     assert choice["kernels"] in GENES["kernels"]  # a tuple again, though JSON has lists
-    return sum((i + 1) * choice[f"g{i}"] for i in range(4)) / 21 + (choice["kernels"] == (5, 3)) / 7
+    total = sum((i + 1) * choice[f"g{i}"] for i in range(4)) + 3 * (choice["kernels"] == (5, 3))
+    return float(total / 21)
 
 
 def evaluate(choice: Choice) -> dict[str, float]:

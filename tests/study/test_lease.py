@@ -144,15 +144,16 @@ def test_a_lease_outlives_a_database_that_is_away_for_a_while(
 
     study = opened()
     with hold(study, lease_s=0.3):
-        lease, real = study.lease, type(study.place).transact
+        lease, place = study.lease, place_of(study)
+        real = type(place).transact
         assert lease is not None
 
         def away(*arguments: Any, **named: Any) -> Any:
             raise TryAgain("away") from OperationalError("x", {}, Exception("away"))
 
-        monkeypatch.setattr(type(study.place), "transact", away)
+        monkeypatch.setattr(type(place), "transact", away)
         time.sleep(0.4)
-        monkeypatch.setattr(type(study.place), "transact", real)
+        monkeypatch.setattr(type(place), "transact", real)
         time.sleep(0.3)
         assert not lease.is_lost
         add(study, 0)
