@@ -99,7 +99,7 @@ def test_a_completed_network_is_within_the_budgets_and_priced_as_the_table_price
             used.append(price[HERE] / limits[HERE])
         different += not space.contains(network)
     assert np.mean(used) > 0.96  # steps between options are coarse
-    assert different > 15  # blocks of a kind differ inside
+    assert different > 3  # blocks of a kind differ inside: the genes alone do not say this
 
 
 @pytest.mark.parametrize("memory", [False, True], ids=["sum", "knee"])
