@@ -22,8 +22,8 @@ from nas.supernet.gates import dims
 Numbers: TypeAlias = tuple[tuple[str, int], ...]  # (field of the block, number)
 
 ROUNDS = 4
-CLOSE = 0.003  # of a budget left over: near enough
-HALVINGS = 14
+CLOSE = 0.003  # of a budget: what rates at one network may be wrong by at the next
+HALVINGS = 11
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +120,8 @@ def fit_parts(
         return freest, terms
     options = _Options.of(spots)
     point = _near(spots, options, fixed, costs, limits)
-    aims = dict(limits)
+    reserve = 0.0 if costs.are_sums else CLOSE / 3
+    aims = {metric: limit * (1 - reserve) for metric, limit in limits.items()}
     for _ in range(1 if costs.are_sums else ROUNDS):
         picked = _round(spots, options, point, fixed, costs, aims)
         if picked is None:

@@ -17,7 +17,7 @@ from nas.supernet.taylor.losses import known_numbers, lost_by_kind
 
 Made = Callable[..., LatencyTable]
 HERE = "latency_ms:here"
-SHARE = 0.25
+SHARE = 0.4
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +60,6 @@ def losses(space: SearchSpace) -> LossTable:
     return LossTable(space=space.name, method="taylor", scales={"mlp.hidden": 0.5}, dims=dims)
 
 
-def space_params(space: SearchSpace) -> int:
-    return sum(block.params for block in space.blocks(space.largest()))
-
-
 def draws(space: SearchSpace, count: int, genes: Any) -> list[dict[str, Any]]:
     rng = np.random.default_rng(1)
     return [{g: o[rng.integers(len(o))] for g, o in genes.items()} for _ in range(count)]
@@ -75,31 +71,25 @@ def test_a_completed_network_is_within_the_budgets_and_priced_as_the_table_price
 ) -> None:
     table = made_table(space, memory=memory)
     costs = PartCosts({HERE: table}, space)
-    largest_ms = table.estimate(space.blocks(space.largest()), space)
-    limits = {HERE: SHARE * largest_ms, "params": 0.7 * space_params(space)}
-    allocator = Allocator(space, losses, costs, limits)
+    free = Allocator(space, losses, costs, {HERE: 1e6})
     used, different = [], 0
-    for choice in draws(space, 60, allocator.genes):
+    for choice in draws(space, 40, free.genes):
+        least, most = ({n: v[0] for n, v in end.items()} for end in free.bounds([choice]))
+        limits = {HERE: least[HERE] + SHARE * (most[HERE] - least[HERE]), "params": most["params"]}
+        allocator = Allocator(space, losses, costs, limits)
         price = {name: values[0] for name, values in allocator.price([choice]).items()}
-        if not np.isfinite(price[HERE]):
-            with pytest.raises(InfeasibleBudget):
-                allocator.complete(choice)
-            continue
         network = allocator.architecture(choice)
         blocks = space.blocks(network)
         assert price[HERE] == pytest.approx(table.estimate(blocks, space), rel=1e-12)
-        assert price["params"] == sum(block.params for block in blocks)
-        assert price["macs"] == sum(block.macs for block in blocks)
-        assert price["bytes"] == sum(block.bytes for block in blocks)
+        for size in ("params", "macs", "bytes"):
+            assert price[size] == sum(getattr(block, size) for block in blocks)
         assert all(price[metric] <= limit for metric, limit in limits.items())
-        least, most = ({n: v[0] for n, v in end.items()} for end in allocator.bounds([choice]))
         for metric, cost in price.items():
             assert least[metric] <= cost * (1 + 1e-9) and cost <= most[metric] * (1 + 1e-9)
-        if most[HERE] > limits[HERE] and price["params"] < 0.9 * limits["params"]:
-            used.append(price[HERE] / limits[HERE])
+        used.append((price[HERE] - least[HERE]) / (limits[HERE] - least[HERE]))
         different += not space.contains(network)
-    assert np.mean(used) > 0.96  # steps between options are coarse
-    assert different > 15  # blocks of a kind differ inside
+    assert np.mean(used) > 0.85  # steps between options are coarse
+    assert different > 4  # blocks of a kind differ inside, which genes cannot say
 
 
 @pytest.mark.parametrize("memory", [False, True], ids=["sum", "knee"])

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from nas.errors import ConfigError, CorruptFile
@@ -41,7 +39,7 @@ def test_every_number_that_stands_anywhere_is_known_and_more_channels_keep_more(
 
 
 def test_a_table_has_scales_is_kept_as_json_and_says_what_it_does_not_know(
-    supernet, tiny, quarters, tmp_path: Path
+    supernet, tiny, quarters, tmp_path
 ):
     config = LossConfig(images=16, networks=2, numbers=5)
     table = measure_losses(supernet, quarters, config, digest="abc")
