@@ -27,7 +27,9 @@ def table_of(space: SearchSpace, *, cold: bool = True) -> LatencyTable:
         held_out={"mean": 0.01},
     )
     return LatencyTable(
-        target=Target.parse("onnxruntime"), entries=entries, calibrations={space.name: fit}
+        target=Target.parse("onnxruntime"),
+        entries=entries,
+        calibrations={f"{space.name}@{space.image_size}": fit},
     )
 
 

@@ -108,7 +108,7 @@ def _made_table(
     return LatencyTable(
         target=Target.parse(words),
         entries=entries,
-        calibrations={space.name: fit} if memory else {},
+        calibrations={f"{space.name}@{space.image_size}": fit} if memory else {},
     )
 
 
