@@ -145,38 +145,3 @@ def test_workers_of_a_run_find_the_same_and_a_stranger_helps(
     state.write_text(state.read_text().replace(found.attrs["supernet_digest"], "0" * 64))
     told = end(start(folder, "worker", "--run", "runs/small", "--study", "together"), 2)
     assert "would not be comparable" in told
-
-
-@pytest.mark.slow
-def test_a_search_with_workers_that_is_killed_goes_on_and_nobody_else_may(
-    prepared: Path, start: Start, tmp_path: Path
-) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(prepared, folder)
-    other = tmp_path / "other"
-    shutil.copytree(prepared / "runs/small", other / "runs/small")
-    storage = f"sqlite:///{folder}/runs/nas.db"
-    words = ["search", "--run", "runs/small", "--name", "killed", "--storage", storage]
-    words += ["evaluations=200", "sampler=random", "--workers", "1"]
-    owner = start(folder, *words)
-    while len(trials_of("killed", storage)) < 3:
-        assert owner.poll() is None, owner.communicate()
-    told = end(start(other, *words), 75)
-    assert f"pid {owner.pid} on" in told and "lease lasts until" in told
-    owner.kill()
-    owner.communicate()
-    before = len(trials_of("killed", storage))
-    go_on = start(folder, *words, "--resume")
-    while len(trials_of("killed", storage)) <= before:
-        assert go_on.poll() is None, go_on.communicate()
-    go_on.terminate()
-    assert "--resume" in end(go_on, 143)
-    ids = [row.architecture_id for row in trials_of("killed", storage)]
-    assert len(set(ids)) == len(ids) > before
-
-
-def trials_of(name: str, storage: str) -> tuple[Any, ...]:
-    try:
-        return Study.load(name, storage=storage).trials
-    except ConfigError:
-        return ()
