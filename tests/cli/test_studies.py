@@ -223,7 +223,10 @@ def test_deleting_asks_and_only_yes_deletes(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- passwords
 @pytest.mark.parametrize("verb", [["trials"], ["front"], ["study", "show"], ["study", "delete"]])
 @pytest.mark.parametrize("more", [[], ["--json"], ["--debug"]])
-def test_a_password_is_never_shown(verb: list[str], more: list[str]) -> None:
+def test_a_password_is_never_shown(
+    verb: list[str], more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas.study.patience.OPEN_PATIENCE_S", 0.2)  # nobody listens there
     secret = "s3cr3t%40pw"
     for url in (
         f"postgresql://nas:{secret}@127.0.0.1:1/nas?connect_timeout=1",
