@@ -83,6 +83,7 @@ def test_a_yaml_bomb_is_refused(tmp_path: Path) -> None:
     assert code == 2 and "aliases" in err
 
 
+@pytest.mark.slow
 def test_a_missing_data_folder_is_exit_2(tmp_path: Path) -> None:
     words = ["train", "--run", str(tmp_path / "r"), "--space", "tiny"]
     code, _, err = run(*words, "--data", f"folder:{tmp_path / 'none'}", "-q")

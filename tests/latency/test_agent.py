@@ -638,6 +638,7 @@ def start_agent(target: Target, work: Path, port: int, *, dies: bool) -> "subpro
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_profile_outlives_kill_9_of_its_agent_and_measures_nothing_twice(
     target: Target, tmp_path: Path, export: Any, on: Any, make_bench: Any,
     caplog: pytest.LogCaptureFixture,

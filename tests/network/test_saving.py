@@ -44,6 +44,7 @@ def load(folder: Path, **options: Any) -> Any:
     return timm.create_model(f"local-dir:{folder}", pretrained=True, **options).eval()
 
 
+@pytest.mark.slow
 def test_a_fresh_process_computes_the_same_bits(
     tmp_path: Path, make: Make, randomize: Callable[..., nn.Module]
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_completed_network_is_within_the_budgets_and_priced_as_the_table_price
 
 
 @pytest.mark.parametrize("memory", [False, True], ids=["sum", "knee"])
+@pytest.mark.slow
 def test_no_other_inner_numbers_within_the_budget_lose_less(
     space: SearchSpace, losses: LossTable, made_table: Made, memory: bool
 ) -> None:

@@ -42,6 +42,7 @@ def table(tmp_path: Path) -> Path:
     return Path(table.save(tmp_path / "table.json").path)
 
 
+@pytest.mark.slow
 def test_kinds_are_fitted_to_a_target_into_the_run(tmp_path: Path, table: Path) -> None:
     run = tmp_path / "run"
     words = [f"table={json.dumps(str(table))}"]

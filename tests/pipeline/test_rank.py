@@ -51,6 +51,7 @@ def ranked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         return folder, rank(run, materials).to_json()
 
 
+@pytest.mark.slow
 def test_every_network_is_trained_alone_and_compared(
     ranked: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -70,6 +71,7 @@ def test_every_network_is_trained_alone_and_compared(
     }
 
 
+@pytest.mark.slow
 def test_what_a_network_reaches_alone_is_what_training_it_by_hand_gives(
     ranked: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -84,6 +86,7 @@ def test_what_a_network_reaches_alone_is_what_training_it_by_hand_gives(
     assert told["accuracy"] == result["networks"][1]["alone_accuracies"][0]
 
 
+@pytest.mark.slow
 def test_ranking_again_trains_and_runs_nothing(
     ranked: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +101,7 @@ def test_ranking_again_trains_and_runs_nothing(
         assert rank(run).to_json() == result
 
 
+@pytest.mark.slow
 def test_one_missing_training_is_done_again_alone_and_equal(
     ranked: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -112,6 +116,7 @@ def test_one_missing_training_is_done_again_alone_and_equal(
     assert "trained again" in caplog.text
 
 
+@pytest.mark.slow
 def test_other_settings_are_trained_beside_and_the_first_are_kept(
     ranked: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -135,6 +140,7 @@ def test_ranking_needs_a_supernet_and_at_least_one_job(tmp_path: Path) -> None:
             rank(run, jobs=0)
 
 
+@pytest.mark.slow
 def test_the_command_says_it_in_a_table(ranked: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = ranked
     result = CliRunner().invoke(app, ["rank", "--run", str(folder), "-q"])

@@ -134,6 +134,7 @@ def test_a_batch_is_spread_and_not_one_idea_eight_times(make_table: Callable[...
     assert np.mean(differ) >= 2
 
 
+@pytest.mark.slow
 def test_choices_are_ranked_as_they_will_be_completed(make_table: Callable[..., Any]) -> None:
     table = make_table(10, 4)
 

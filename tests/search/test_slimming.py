@@ -67,6 +67,7 @@ def test_the_first_proposal_is_where_steps_of_least_loss_a_ms_end(
     assert mind.ask().choice == slimmed(table, budget_ms)
 
 
+@pytest.mark.slow
 def test_with_a_table_it_beats_random_and_with_feedback_itself(
     make_table: Callable[..., Any],
 ) -> None:

@@ -261,6 +261,7 @@ def test_a_worker_that_cannot_begin_stops_the_search_with_its_last_words(tmp_pat
     crew.stop()
 
 
+@pytest.mark.slow
 def test_workers_that_keep_dying_stop_the_search(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ for option in range(5):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_make_the_database_at_once_all_succeed(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/new.db"
     racers = [

@@ -86,6 +86,7 @@ def test_a_worker_that_beats_keeps_its_candidate(opened: Open) -> None:
     assert queue.finish(claim, {"accuracy": 0.5})
 
 
+@pytest.mark.slow
 def test_the_candidate_of_workers_that_die_is_given_back_and_fails_at_last(
     opened: Open, either: str
 ) -> None:

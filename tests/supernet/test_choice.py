@@ -116,6 +116,7 @@ class Noisy(SuperNet):
 
 
 @pytest.mark.parametrize("noisy", ["cga", pytest.param("mb4d", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_kind_whose_branch_is_noise_falls_below_a_tenth(tiny, quarters, tmp_path, noisy):
     first, second = tiny.stages
     space = tiny.replace(

@@ -111,6 +111,7 @@ def test_the_hybrid_space_takes_efficientformer_l1(tmp_path: Path) -> None:
         assert close(supernet(x, architecture, statistics_of(model)), theirs(x))
 
 
+@pytest.mark.slow
 def test_what_was_extracted_goes_back_bit_for_bit_into_every_kind_of_slice(
     tiny: SearchSpace,
 ) -> None:

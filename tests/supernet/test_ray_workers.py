@@ -104,6 +104,7 @@ def test_workers_share_a_batch_without_a_gap_and_alone_there_is_nothing_to_excha
     assert alone.of_first(batch) is batch and alone.is_first
 
 
+@pytest.mark.slow
 def test_one_process_needs_no_ray(tmp_path, small, quarters):
     train(SuperNet(small), quarters, TrainConfig(steps=1, batch_size=16), tmp_path)
     assert not (tmp_path.parent / "ray").exists()

@@ -79,6 +79,7 @@ def test_a_training_that_was_interrupted_ends_bit_equal(
 
 
 @pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.slow
 def test_a_stop_at_the_ordering_of_channels_ends_bit_equal(tmp_path, small, quarters, step):
     """A checkpoint is written right before the ordering, and the run stops there or behind it."""
     config = replace(CONFIG, steps=8, largest=0.25, checkpoint_steps=2)
@@ -133,6 +134,7 @@ def test_threads_and_restarts_are_free_to_change_on_the_way(tmp_path, small, qua
     assert digests(again) == digests(undisturbed)
 
 
+@pytest.mark.slow
 def test_threads_change_no_bit(tmp_path, small, quarters):
     """All through: sandwiches that distill in place, orderings, averages, choices."""
     config = replace(CONFIG, steps=8, sandwich=0.8, largest=0.2, path_threads=1)
@@ -180,6 +182,7 @@ def test_a_disk_that_fills_leaves_the_checkpoint_before(
     assert digests(train(SuperNet(small), quarters, CONFIG, tmp_path)) == digests(undisturbed)
 
 
+@pytest.mark.slow
 def test_weights_in_channels_last_resume_bit_equal_too(tmp_path, small, quarters):
     config = replace(CONFIG, channels_last=True)
     whole = train(SuperNet(small), quarters, config, tmp_path / "whole")

@@ -74,6 +74,7 @@ def test_leaving_operations_out_changes_no_product() -> None:
         assert less.eval()(x).shape == x.shape
 
 
+@pytest.mark.slow
 def test_without_transposes_none_is_exported_but_the_one_of_the_keys_is_gone_too(
     tmp_path: Any,
 ) -> None:

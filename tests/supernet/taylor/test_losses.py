@@ -55,6 +55,7 @@ def test_a_table_has_scales_is_kept_as_json_and_says_what_it_does_not_know(
         LossConfig(method="guess")
 
 
+@pytest.mark.slow
 def test_sensitivity_is_the_loss_that_was_measured(supernet, tiny, quarters):
     table = measure_losses(supernet, quarters, LossConfig(method="sensitivity"))
     path = covering_paths(tiny)[0]

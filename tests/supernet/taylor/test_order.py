@@ -50,6 +50,7 @@ def two_widths(name: str) -> SearchSpace:
 
 
 @pytest.mark.parametrize("name", SearchSpace.names())
+@pytest.mark.slow
 def test_the_largest_networks_of_every_space_stay_what_they_are(name):
     space = two_widths(name)
     supernet = rough(space)
