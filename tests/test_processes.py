@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,20 +77,20 @@ def test_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     (tmp_path / "parent.py").write_text(PARENT.format(folder=str(tmp_path)))
     parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")])
     files = [tmp_path / "a", tmp_path / "b"]
-    wait_for(lambda: all(file.is_file() and file.read_text() for file in files))
+    assert comes_true(lambda: all(file.is_file() and file.read_text() for file in files))
     parent.kill()
     parent.wait()
     children = [int(file.read_text()) for file in files]
-    wait_for(lambda: not any(is_running(child) for child in children))
+    assert comes_true(lambda: not any(is_running(child) for child in children))
 
 
-def wait_for(is_true: object) -> None:
-    assert callable(is_true)
+def comes_true(is_true: Callable[[], bool]) -> bool:
+    """Return whether something is so within a minute."""
     for _ in range(600):
         if is_true():
-            return
+            return True
         time.sleep(0.1)
-    raise AssertionError("waited for a minute in vain")
+    return False
 
 
 def is_running(pid: int) -> bool:

@@ -115,7 +115,10 @@ Evaluations = Annotated[int | None, typer.Option(help="How many architectures to
 Sampler = Annotated[str | None, typer.Option(help="predictor, tpe, nsga2, gp, slimming or random.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, help="Processes that evaluate, one thread each; 0: the search itself."),
+    typer.Option(
+        min=0,
+        help="Processes that evaluate, one thread each; 0: the search itself (with ray: 8 actors).",
+    ),
 ]
 Engine = Annotated[
     str | None, typer.Option(help="Where candidates are scored: local, or ray (actors).")

@@ -39,9 +39,9 @@ class RunConfig:
     is None.
 
     `engine` says where candidates are scored: "local" is this machine, by `workers` processes
-    or, with none, by the search itself; "ray" is up to `actors` Ray actors, here or on the
-    cluster at `address`. `batch` candidates are proposed at once, None: as many as the study was
-    begun with. `timeout_s` is how long one evaluation may take.
+    or, with none, by the search itself; "ray" is up to `workers` Ray actors (0: eight), here or
+    on the cluster at `address`. `batch` candidates are proposed at once, None: as many as the
+    study was begun with. `timeout_s` is how long one evaluation may take.
     """
 
     schema: int = SCHEMA
@@ -59,7 +59,6 @@ class RunConfig:
     sampler: str = "predictor"
     engine: str = "local"
     address: str | None = None
-    actors: int = 8
     importance: str = "none"
     statistic: str = "median"
     study: str = ""
@@ -84,7 +83,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ConfigError(f"config schema must be {SCHEMA}, but is {self.schema}.")
-        for name in ("evaluations", "winners", "candidates", "actors"):
+        for name in ("evaluations", "winners", "candidates"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, but is {getattr(self, name)}.")
         self._check_workers()
@@ -107,8 +106,6 @@ class RunConfig:
             raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, but is {self.engine}.")
         if self.address is not None and self.engine != "ray":
             raise ConfigError(f"address {self.address} is a Ray cluster's: add --engine ray.")
-        if self.workers and self.engine == "ray":
-            raise ConfigError("workers are processes of the local engine; with ray, set actors=N.")
         if self.workers < 0:
             raise ConfigError(f"workers must be at least 0, but are {self.workers}.")
         if self.batch is not None and self.batch < 1:

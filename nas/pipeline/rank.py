@@ -111,10 +111,10 @@ def _trained_alone(
     tasks = trainings(materials.space, sample, run.config.rank.twice)
     known = {task.name: trainer.known(task, data) for task in tasks}
     found = {name: result for name, result in known.items() if result is not None}
-    todo = [task for task in tasks if task.name not in found]
+    waiting = [task for task in tasks if task.name not in found]
     tell = run.progress("rank")
-    tell(len(found), len(tasks), f"trained alone, {len(todo)} to go" if todo else "all kept")
-    for task, result in processes.each(trainer, todo, jobs=jobs):
+    tell(len(found), len(tasks), f"trained alone, {len(waiting)} to go" if waiting else "all kept")
+    for task, result in processes.each(trainer, waiting, jobs=jobs):
         found[task.name] = result
         text = f"{task.name}: {result.accuracy:.1%} alone, {result.seconds:.0f} s of processor"
         run.log("rank", "trained", network=task.name, accuracy=result.accuracy)

@@ -61,22 +61,18 @@ def taylor(run: Run, materials: Materials | None = None, *, images: int = 256) -
     folder = run.folder / FOLDER
     files.write_json(folder / RESULT, result)
     lines = told(found, checked, heads)
-    page = write_taylor(
-        folder,
-        TaylorReport(
-            title=run.folder.name,
-            about=f"The supernet of {supernet.space.name}, on {result['images']} images of "
-            f"{data.name}: the mean over {len(paths)} paths of the largest numbers.",
-            importance={
-                name: own if own.ndim == 1 else own.mean(0) for name, own in importance.items()
-            },
-            kinds=kinds,
-            shares=found,
-            findings=checked,
-            heads=heads,
-            lines=lines,
-        ),
+    drawn = TaylorReport(
+        title=run.folder.name,
+        about=f"The supernet of {supernet.space.name}, on {result['images']} images of "
+        f"{data.name}: the mean over {len(paths)} paths of the largest numbers.",
+        importance={n: own if own.ndim == 1 else own.mean(0) for n, own in importance.items()},
+        kinds=kinds,
+        shares=found,
+        findings=checked,
+        heads=heads,
+        lines=lines,
     )
+    page = write_taylor(folder, drawn)
     run.log("taylor", "done", page=page)
     return Outcome(values={**result, "page": str(page)}, lines=(*lines, "", f"page: {page}"))
 

@@ -24,6 +24,7 @@ from nas.search import work as work_on
 from nas.study import Study, mask_url, storage_url
 
 LOG = "workers.log"
+ACTORS = 8  # with --engine ray, where no number of workers is given
 BATCHES = 2  # candidates proposed at once, a worker: none waits for the slowest of the others
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
@@ -45,8 +46,12 @@ def evaluator(
 def batch(config: RunConfig, study: Study) -> int:
     """Return how many candidates are proposed at once: part of a study, like its sampler."""
     begun_with: int | None = study.attrs.get("batch")
-    at_once = config.actors if config.engine == "ray" else BATCHES * config.workers
+    at_once = _actors(config) if config.engine == "ray" else BATCHES * config.workers
     return config.batch or begun_with or max(1, at_once)
+
+
+def _actors(config: RunConfig) -> int:
+    return config.workers or ACTORS
 
 
 @contextmanager
@@ -55,7 +60,10 @@ def executor(run: Run, study: Study) -> Iterator[Executor | None]:
     if run.config.engine == "ray":
         from nas.search import RayExecutor
 
-        with RayExecutor(run.config.actors, address=run.config.address) as actors:
+        config = run.config
+        with RayExecutor(
+            _actors(config), address=config.address, timeout_s=config.timeout_s
+        ) as actors:
             yield actors
         return
     if run.config.workers == 0:

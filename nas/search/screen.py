@@ -82,11 +82,6 @@ class Screen:
         self._draws_help = True  # until a whole round of them finds nothing feasible
 
     # ------------------------------------------------------------ what the engine asks
-    @property
-    def num_feasible(self) -> int:
-        """How many feasible candidates are known; all there are if the space was enumerated."""
-        return len(self._pool)
-
     def starts(self, count: int, *, near_budget: bool) -> list[Choice]:
         """Return up to `count` feasible candidates at spread levels of the first cost.
 

@@ -115,10 +115,10 @@ def fit_choice(
         return choice
     optimizer = torch.optim.Adam(list(choice.logits.values()), lr=config.lr)
     stream = _batches(supernet, data, config)
-    last = max(1, config.steps - 1)
     for step in range(config.steps):
         images, labels = next(stream)
-        temperature = annealed(config.tau_start, config.tau_end, step / last)
+        share = step / max(1, config.steps - 1)
+        temperature = annealed(config.tau_start, config.tau_end, share)
         scores, path = sampled_scores(
             supernet, choice, images, seed=config.seed, number=step, temperature=temperature
         )
@@ -126,15 +126,19 @@ def fit_choice(
         task = F.cross_entropy(scores.float(), labels).cpu()
         loss = _joined(task, expected_ms, reference_ms, config)
         if not loss.isfinite():
-            raise TrainingDiverged(
-                f"the loss of the choice must be finite, but is {loss.item()} at step {step} of "
-                f"{config.steps}. The supernet may have diverged; train it with a lower lr."
-            )
+            raise _diverged(loss.item(), step, config)
         update(choice, optimizer, loss)
         if progress is not None:
             text = f"loss {task.item():.3f}, expected {expected_ms.item():.4g} ms"
             progress(step + 1, config.steps, text)
     return choice
+
+
+def _diverged(loss: float, step: int, config: FitChoiceConfig) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"the loss of the choice must be finite, but is {loss} at step {step} of {config.steps}. "
+        "The supernet may have diverged; train it with a lower lr."
+    )
 
 
 def sampled_scores(

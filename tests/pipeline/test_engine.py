@@ -17,7 +17,7 @@ from nas.study import Study
     [
         ({"engine": "rays"}, "engine must be one of local, ray, but is rays"),
         ({"address": "auto"}, "address auto is a Ray cluster's: add --engine ray"),
-        ({"engine": "ray", "actors": 0}, "actors must be at least 1"),
+        ({"engine": "ray", "workers": -1}, "workers must be at least 0"),
     ],
 )
 def test_settings_of_the_engine_are_checked(settings: dict[str, Any], message: str) -> None:
@@ -31,7 +31,7 @@ def test_actors_score_what_this_process_scores(
 ) -> None:
     folder, _ = undisturbed
     found = {}
-    for name, words in (("alone", ()), ("rays", ("--engine", "ray", "actors=2"))):
+    for name, words in (("alone", ()), ("rays", ("--engine", "ray", "--workers", "2"))):
         child = start(folder, "search", "--run", "runs/small", "--name", name, "--json", *words)
         out, err = child.communicate(timeout=300)
         assert child.returncode == 0, err

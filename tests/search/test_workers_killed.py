@@ -110,7 +110,7 @@ def rows(study: Study) -> list[tuple[Any, ...]]:
     return [(row.number, dict(row.choice), row.accuracy, dict(row.costs)) for row in study.trials]
 
 
-def check(storage: str, folder: Path) -> None:
+def assert_all_recorded_once(storage: str, folder: Path) -> None:
     """Compare with the same search without workers, and look for what was done twice."""
     whole = f"sqlite:///{folder}/whole.db"
     Search(whole, folder / "alone", workers=0).finish()
@@ -138,7 +138,7 @@ def test_killed_workers_and_a_killed_owner_lose_and_repeat_nothing(tmp_path: Pat
     owner.wait()
     killer.join()
     search.finish()  # at once: the dead owner's lease does not keep it
-    check(storage, tmp_path)
+    assert_all_recorded_once(storage, tmp_path)
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_a_server_that_restarts_and_killed_workers_lose_and_repeat_nothing(
     code = owner.wait(timeout=240)
     killer.join()
     assert code == 0, search.log.read_text()
-    check(postgresql.url, tmp_path)
+    assert_all_recorded_once(postgresql.url, tmp_path)
 
 
 def wait_for(log: Path, lines: int, owner: "subprocess.Popen[bytes]") -> None:
