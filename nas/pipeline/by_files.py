@@ -38,9 +38,11 @@ def search_by_files(run: Run, folder: Path, results: Path | None) -> Outcome:
         results: The times, a CSV file.
 
     Raises:
-        ConfigError: the folder is there already, a time is missing, or its row breaks a rule.
+        ConfigError: the folder is there already, there are several targets, a time is missing, or
+            its row breaks a rule.
         InfeasibleBudget: as `search`.
     """
+    run.config.only_target("--plan")
     materials = Materials(run)
     if results is not None:
         manifest = read_plan(folder)

@@ -59,10 +59,7 @@ def search(run: Run, materials: Materials | None = None) -> Outcome:
 
 def _told(row: Mapping[str, Any]) -> str:
     """Return a measured candidate in words: what is left of the budget, or where it is over."""
-    slack = row.get("slack")
-    if slack is None:  # measured by a version that did not say
-        return f"  {row['architecture_id']}  {'meets the budget' if row['meets'] else 'refused'}"
-    share = f"{abs(slack):.1%} of the budget"
+    share = f"{abs(row['slack']):.1%} of the budget"
     verdict = f"{share} left" if row["meets"] else f"refused, {share} over on {row['tightest']}"
     return f"  {row['architecture_id']}  {row['accuracy']:.1%}  {verdict}"
 

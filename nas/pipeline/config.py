@@ -123,6 +123,19 @@ class RunConfig:
         if len(set(targets)) < len(targets):
             raise ConfigError(f"each target stands once, but they are {' '.join(targets)}.")
 
+    def only_target(self, way: str) -> str:
+        """Return the one target there is, where `way` of measuring knows one device.
+
+        Raises:
+            ConfigError: there are several; times of one must not stand for another.
+        """
+        if self.other_targets:
+            raise ConfigError(
+                f"{way} measures on one target, but there are {self.target}, "
+                f"{', '.join(self.other_targets)}. Name one --target."
+            )
+        return self.target
+
     def reads(self, stage: str) -> dict[str, Any]:
         """Return the settings a stage depends on, as plain values."""
         names = READS[stage]

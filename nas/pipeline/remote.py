@@ -43,7 +43,12 @@ class RemoteDevice:
         return cls(agent=agent, target=agent.target(words))
 
     def settings(self, config: RunConfig) -> RunConfig:
-        """Return a run's settings with the device's own target."""
+        """Return a run's settings with the device's own target.
+
+        Raises:
+            ConfigError: there are other targets as well.
+        """
+        config.only_target("--device")
         return replace(config, target=self.target.id)
 
     def materials(self, run: Run) -> Materials:

@@ -1,14 +1,21 @@
 """Budgets on several targets, and what is said of candidates that were measured on them."""
 
+from pathlib import Path
+
 import pytest
 
 from nas.errors import ConfigError
 from nas.latency import Timing
+from nas.latency.remote import RemoteAgent
 from nas.pipeline.budget import Budget, resolve
+from nas.pipeline.by_files import search_by_files
 from nas.pipeline.candidates import measured_row
 from nas.pipeline.completion import Level
 from nas.pipeline.config import RunConfig
+from nas.pipeline.remote import RemoteDevice
+from nas.pipeline.run import Run
 from nas.study import Trial
+from nas.target import Target
 
 A, B = "onnxruntime,fp32,b1,t1", "openvino,fp32,b1,t1"
 
@@ -88,3 +95,16 @@ def test_words_that_are_no_setting_are_refused() -> None:
         RunConfig(importance="magic")
     with pytest.raises(ConfigError, match="statistic must be one of median, p95"):
         RunConfig(statistic="mean")
+
+
+def test_times_of_one_device_never_stand_for_several_targets(tmp_path: Path) -> None:
+    config = RunConfig(target=A, other_targets=(B,))
+    there = RemoteDevice(agent=RemoteAgent("http://127.0.0.1:1", "t" * 43), target=Target.parse(A))
+    with pytest.raises(ConfigError, match="--device measures on one target, but there are onnx"):
+        there.settings(config)
+    with (
+        Run.open(tmp_path / "run", config) as run,
+        pytest.raises(ConfigError, match=r"--plan measures on one target.*Name one --target"),
+    ):
+        search_by_files(run, tmp_path / "plan", None)
+    assert not (tmp_path / "plan").exists()

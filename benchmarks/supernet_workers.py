@@ -1,6 +1,6 @@
 """Several workers reach what one process does: losses after 200 steps, beside those of three seeds.
 
-python benchmarks/workers.py [one:0 one:1 one:2 two:0]
+python benchmarks/supernet_workers.py [one:0 one:1 one:2 two:0]
 
 Digits, `tiny`, the same batch of 64 in all of them; two workers normalise halves of it. The loss is
 the mean cross-entropy on the search split of 12 networks at levels of MACs. What is in the results
@@ -68,7 +68,7 @@ def main() -> None:
         measured=f"{two:.3f}; " + ", ".join(f"{loss:.3f}" for loss in alone),
         holds=bool(abs(two - mean) <= 2 * deviation),
     )
-    record("workers", [figure], notes={"runs": known})
+    record("supernet_workers", [figure], notes={"runs": known})
     PARTS.unlink()
 
 
