@@ -137,7 +137,7 @@ def _evaluate(
     with workers.executor(run, study) as executor:
         run_search(
             completion.genes,
-            workers.evaluator(materials, completion),
+            workers.evaluator(materials, completion.architecture),
             price,
             {**budget.limits, OFF_LEVEL: level.half},
             evaluations=config.evaluations,

@@ -13,7 +13,6 @@ from typing import Any
 
 from nas.errors import ConfigError
 from nas.pipeline import budget as budgets
-from nas.pipeline.allocation import Completion
 from nas.pipeline.completion import completion_of
 from nas.pipeline.config import RunConfig
 from nas.pipeline.materials import Materials
@@ -21,6 +20,7 @@ from nas.pipeline.outcome import Outcome
 from nas.pipeline.run import Run, load_config
 from nas.search import Crew, QueueExecutor
 from nas.search import work as work_on
+from nas.space import Architecture
 from nas.study import Study, mask_url, storage_url
 
 LOG = "workers.log"
@@ -30,11 +30,16 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 
 def evaluator(
-    materials: Materials, completion: Completion
+    materials: Materials, architecture_of: Callable[[Mapping[str, Any]], Architecture]
 ) -> Callable[[Mapping[str, Any]], dict[str, float]]:
-    """Return what scores a choice by the run's supernet, on the search split."""
+    """Return what scores a choice by the run's supernet, on the search split.
 
-    scores, architecture_of = materials.evaluator, completion.architecture
+    Args:
+        materials: The run's.
+        architecture_of: Returns the network of a choice.
+    """
+
+    scores = materials.evaluator
 
     def evaluate(choice: Mapping[str, Any]) -> dict[str, float]:
         found = scores.quality(architecture_of(choice))
@@ -93,6 +98,17 @@ def _start(run: Run, study: Study, log: Path) -> "subprocess.Popen[bytes]":
         )
 
 
+def run_of(folder: Path | str, study: str) -> Run:
+    """Return a run with the settings of one of its studies, which say how choices are completed.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    run = Run.look(folder)
+    run.config = replace(load_config(run.folder, study) or run.config, threads=1)
+    return run
+
+
 def work(
     folder: Path | str,
     study: str,
@@ -115,10 +131,8 @@ def work(
         NasError: an evaluation did not answer in its time.
         TryAgain: the database stays away.
     """
-    run = Run.look(folder)
-    kept = load_config(run.folder, study) or run.config
-    opened = Study.load(study, storage=storage or kept.storage)
-    run.config = replace(run.config, threads=1)
+    run = run_of(folder, study)
+    opened = Study.load(study, storage=storage or run.config.storage)
     materials = Materials(run)
     own = {
         "supernet_digest": run.result("train", make_with="train")["digest"],
@@ -135,12 +149,20 @@ def work(
     stop = threading.Event()
     if with_owner:
         threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
-    completion = completion_of(run, materials, *budgets.priced(run, materials))
-    taken = work_on(opened, evaluator(materials, completion), idle_s=idle_s, stop=stop)
+    taken = work_on(
+        opened, evaluator(materials, _architectures(run, materials)), idle_s=idle_s, stop=stop
+    )
     return Outcome(
         values={"study": study, "evaluated": taken},
         lines=(f"{taken} candidates of {study} evaluated",),
     )
+
+
+def _architectures(run: Run, materials: Materials) -> Callable[[Mapping[str, Any]], Architecture]:
+    """Return what makes a network of a choice; only allocation needs the target's table for it."""
+    if run.config.importance == "none":
+        return materials.space.architecture
+    return completion_of(run, materials, *budgets.priced(run, materials)).architecture
 
 
 def _stop_at_end_of_input(stop: threading.Event) -> None:

@@ -85,6 +85,18 @@ def test_settings_of_workers_have_rules(settings: dict[str, Any], message: str) 
         RunConfig(**settings)
 
 
+def test_a_worker_completes_candidates_as_its_study_does(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    with Run.open(folder, RunConfig(space="tiny")):
+        pass
+    named = RunConfig(space="tiny", study="other", importance="taylor")
+    with Run.open(folder, named, resume=True):
+        pass
+    assert workers.run_of(folder, "other").config.importance == "taylor"
+    assert workers.run_of(folder, "a").config.importance == "none"
+    assert workers.run_of(folder, "other").config.threads == 1
+
+
 def test_without_workers_the_search_evaluates_by_itself(tmp_path: Path) -> None:
     with Run.open(tmp_path, RunConfig()) as run, workers.executor(run, Study.in_memory()) as none:
         assert none is None
