@@ -5,7 +5,7 @@ VENV ?= .venv
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test check clean
+.PHONY: help venv quickstart test coverage check clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -18,7 +18,10 @@ $(VENV)/.installed: pyproject.toml scripts/venv
 quickstart: venv ## Profile, train, search, distill, export and verify on this machine
 	"$(VENV)/bin/nas" quickstart $(ARGS)
 
-test: venv ## Run every test, slow ones included, and show the coverage
+test: venv ## Run every test, slow ones included; say what is skipped and why
+	scripts/test -m "" -rs $(ARGS)
+
+coverage: venv ## Run every test and show the coverage; takes twice as long
 	scripts/test -m "" -rs --cov --cov-report=term:skip-covered $(ARGS)
 
 check: venv ## Check format, lint and types

@@ -18,8 +18,10 @@ def square(number: int) -> int:
     return number * number
 
 
-def refuse(number: int) -> int:
-    raise ConfigError(f"{number} must be even.")
+def refuse_odd(number: int) -> int:
+    if number % 2:
+        raise ConfigError(f"{number} must be even.")
+    return number
 
 
 def fail(number: int) -> int:
@@ -39,7 +41,7 @@ def test_every_task_is_done_once(jobs: int) -> None:
 
 def test_an_error_for_people_arrives_as_it_was() -> None:
     with pytest.raises(ConfigError, match="3 must be even"):
-        list(each(refuse, [3, 4], jobs=2))
+        list(each(refuse_odd, [3, 4], jobs=2))
 
 
 def test_another_error_arrives_with_its_traceback() -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from nas.errors import ConfigError
 
@@ -154,6 +153,8 @@ def _tau(x: Numbers, y: Numbers) -> float | None:
 
 def spearman(x: Numbers, y: Numbers) -> float | None:
     """Return Spearman's rank correlation; None where all of x or all of y is equal."""
+    from scipy.stats import rankdata  # half a second to import, for every command
+
     ranks = [rankdata(each) for each in (x, y)]
     centred = [each - each.mean() for each in ranks]
     scale = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))

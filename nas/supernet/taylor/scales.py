@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
-from scipy.stats import spearmanr
 
 from nas.errors import ConfigError
 from nas.supernet.taylor.tables import InnerDim, InnerNumbers
@@ -91,6 +89,8 @@ def fit_lost(
     Raises:
         ConfigError: too few networks, not one increase each, or one that is not a number.
     """
+    from scipy.stats import spearmanr  # half a second to import, for every command
+
     measured = np.asarray(increases, dtype=np.float64)
     if len(lost) < 2 * FOLDS or len(measured) != len(lost):
         raise ConfigError(
@@ -126,6 +126,8 @@ def _lost(dim: InnerDim, numbers: InnerNumbers) -> float:
 
 def _fit(features: Numbers, measured: Numbers, pull: float) -> Numbers:
     """Return one scale a column, at least 0, by columns of length 1 and a row for each pull."""
+    from scipy.optimize import nnls
+
     lengths = np.linalg.norm(features, axis=0)
     lengths[lengths == 0] = 1.0
     total = features.sum(1)
