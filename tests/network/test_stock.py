@@ -87,7 +87,10 @@ def refresh(model: Any) -> Any:
 
 @every_small
 def test_with_every_tensor_drawn_both_compute_the_same(name: str, randomize: Randomize) -> None:
-    for dtype, bound in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+    bounds = {torch.float64: 1e-9}  # which says more, and one of each family in what people use
+    if name in ("efficientvit_m0", "efficientformer_l1"):
+        bounds[torch.float32] = 1e-5
+    for dtype, bound in bounds.items():
         theirs = refresh(randomize(stock(name, dtype=dtype)))
         ours = from_timm(theirs)
         x = images_for(theirs, dtype)
@@ -187,7 +190,10 @@ def test_a_published_network_is_its_own_entrypoint(name: str) -> None:
     ],
 )
 def test_published_networks_with_every_tensor_drawn(name: str, randomize: Randomize) -> None:
-    for dtype, bound in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+    bounds = {torch.float64: 1e-9}  # which says more, and one of each family in what people use
+    if name in ("efficientvit_m0", "efficientformer_l1"):
+        bounds[torch.float32] = 1e-5
+    for dtype, bound in bounds.items():
         theirs: Any = refresh(randomize(timm.create_model(name, dtype=dtype)))
         ours = from_timm(theirs)
         x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0), dtype=dtype)

@@ -1,6 +1,8 @@
 """A run so small that the whole job takes a minute, how to start it, and tables by a formula."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from nas.block import Block
 from nas.latency.calibration import Calibration
@@ -27,7 +30,7 @@ evaluations: 6
 sampler: random
 check_networks: 3
 threads: 1
-profile: {samples: 3, spread_s: 0.0, time_limit_s: 20.0, calibrate_on: 3}
+profile: {samples: 3, spread_s: 0.0, time_limit_s: 60.0, calibrate_on: 3}
 train: {steps: 12, checkpoint_steps: 3, batch_size: 32}
 teacher: resnet10t
 teach: {epochs: 1, warmup_epochs: 0.5, batch_size: 128, checkpoint_steps: 2}
@@ -66,12 +69,27 @@ def undisturbed(
     small: Path,
     start: Callable[..., "subprocess.Popen[str]"],
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of a whole small run, and what it printed with --json."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    child = start(folder, "run", str(small), "--run", "runs/small", "--json")
-    out, err = child.communicate(timeout=400)
-    assert child.returncode in (0, 7), err  # 7: a network trained for seconds may miss a promise
-    return folder, json.loads(out)
+    """Return the folder of a whole small run, and what it printed with --json.
+
+    It is made once for all processes that run tests; a test that writes there takes a copy.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "undisturbed"
+    printed = folder / "printed.json"
+    with FileLock(f"{folder}.lock"):
+        if not printed.exists():
+            child = start(folder, "run", str(small), "--run", "runs/small", "--json")
+            out, err = child.communicate(timeout=600)
+            # 7: a network trained for seconds may miss a promise
+            assert child.returncode in (0, 7), err
+            printed.write_text(out)
+    return folder, json.loads(printed.read_text())
+
+
+@pytest.fixture
+def finished(undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+    """Return a folder with a finished small run of one's own."""
+    return Path(shutil.copytree(undisturbed[0], tmp_path / "finished"))
 
 
 # ---------------------------------------------------------------- latency tables by a formula

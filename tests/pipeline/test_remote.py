@@ -1,6 +1,7 @@
 """The whole job with a real agent: timing happens there, training here."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,11 +38,16 @@ def agent(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def test_a_run_is_searched_to_the_end_on_the_device_of_an_agent(
-    agent: tuple[str, Path], small: Path, start: Start, tmp_path: Path
+    agent: tuple[str, Path],
+    undisturbed: tuple[Path, dict[str, Any]],
+    small: Path,
+    start: Start,
+    tmp_path: Path,
 ) -> None:
     url, there = agent
     device = ["--device", url, "--token-file", str(there / "token")]
     here = tmp_path / "here"
+    shutil.copytree(undisturbed[0] / "runs/tables", here / "runs/tables")
     words = ["run", str(small), *LESS, "--run", "runs/r", "--json", *device]
     child = start(here, *words)
     out, err = child.communicate(timeout=400)

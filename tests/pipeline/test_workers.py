@@ -1,7 +1,6 @@
 """Searching with workers through the command line, and what a run's folder says of a database."""
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -103,18 +102,6 @@ def test_without_workers_the_search_evaluates_by_itself(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- whole, with processes
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, small: Path, start: Start) -> Path:
-    """A folder with a run that is profiled and trained."""
-    folder = tmp_path_factory.mktemp("prepared")
-    run = folder / "runs/small"
-    run.mkdir(parents=True)
-    shutil.copy(small, run / "config.yaml")
-    for verb in ("profile", "train"):
-        end(start(folder, verb, "--run", "runs/small"), 0)
-    return folder
-
-
 def end(child: "subprocess.Popen[str]", *codes: int) -> str:
     out, err = child.communicate(timeout=300)
     assert child.returncode in codes, (child.returncode, err)
@@ -126,11 +113,8 @@ def rows(study: Study) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-def test_workers_of_a_run_find_the_same_and_a_stranger_helps(
-    prepared: Path, start: Start, tmp_path: Path
-) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(prepared, folder)
+def test_workers_of_a_run_find_the_same_and_a_stranger_helps(finished: Path, start: Start) -> None:
+    folder = finished
     words = ["search", "--run", "runs/small", "evaluations=10", "batch=4", "sampler=random"]
     alone = start(folder, *words, "--name", "alone")
     end(alone, 0, 3)

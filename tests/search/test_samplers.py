@@ -50,6 +50,11 @@ def think(mind: Mind, asks: int) -> tuple[list[Any], set[str]]:
     return proposed, accepted
 
 
+def asks_of(name: str, count: int) -> int:
+    """Return how often a sampler is asked; Optuna's Gaussian processes take seconds to think."""
+    return min(count, 16) if name == "gp" else count
+
+
 @pytest.mark.parametrize("objective", [None, "latency_ms"], ids=["best", "front"])
 @pytest.mark.parametrize("name", SAMPLERS)
 class TestMind:
@@ -59,22 +64,24 @@ class TestMind:
         self, name: str, objective: str | None
     ) -> None:
         asked = problem(objective=objective)
-        for choice in think(SAMPLERS[name](asked), 60)[0]:
+        for choice in think(SAMPLERS[name](asked), asks_of(name, 60))[0]:
             assert list(choice) == list(asked.genes)
             assert all(choice[gene] in options for gene, options in asked.genes.items())
 
     def test_the_same_seed_and_answers_give_the_same_proposals(
         self, name: str, objective: str | None
     ) -> None:
-        first = think(SAMPLERS[name](problem(3, objective)), 60)[0]
-        assert think(SAMPLERS[name](problem(3, objective)), 60)[0] == first
-        assert think(SAMPLERS[name](problem(4, objective)), 60)[0] != first
+        asks = asks_of(name, 60)
+        first = think(SAMPLERS[name](problem(3, objective)), asks)[0]
+        assert think(SAMPLERS[name](problem(3, objective)), asks)[0] == first
+        assert think(SAMPLERS[name](problem(4, objective)), asks)[0] != first
 
     def test_refusals_do_not_stall_it(self, name: str, objective: str | None) -> None:
         if name == "slimming":
             pytest.skip("it stops at the budget: others come from the engine's screen")
-        accepted = think(SAMPLERS[name](problem(0, objective)), 100)[1]
-        assert len(accepted) >= 25  # of 51 feasible
+        asks = asks_of(name, 100)
+        accepted = think(SAMPLERS[name](problem(0, objective)), asks)[1]
+        assert len(accepted) >= asks // 4  # 51 are feasible
 
     def test_it_takes_a_candidate_from_elsewhere_as_its_own(
         self, name: str, objective: str | None
@@ -89,7 +96,7 @@ class TestMind:
 
     def test_several_proposals_wait_at_once(self, name: str, objective: str | None) -> None:
         mind = SAMPLERS[name](problem(0, objective))
-        for _ in range(12):
+        for _ in range(asks_of(name, 48) // 4):
             waiting = [mind.ask() for _ in range(4)]
             assert len({proposal.ticket for proposal in waiting}) == 4
             for proposal in waiting:

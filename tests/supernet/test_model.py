@@ -64,7 +64,7 @@ def elastic_fields(space: SearchSpace) -> set[tuple[str, str]]:
 
 
 def assert_extraction_is_bit_equal(space: SearchSpace, *, batch: int) -> None:
-    supernet = trained(space, steps=20, batch=batch)
+    supernet = trained(space, steps=6, batch=batch)
     rng = np.random.default_rng(2)
     architectures = [space.sample(rng) for _ in range(20)]
     assert sliced_fields(supernet, architectures) == elastic_fields(space)

@@ -181,6 +181,7 @@ def test_a_batch_of_several_parts_in_a_group_exchanges_once(small):
 # ---------------------------------------------------------------- with Ray
 TRAINING = """
 import sys
+from dataclasses import replace
 import torch
 from nas.data import load
 from nas.space import SearchSpace
@@ -188,7 +189,8 @@ from nas.supernet import SuperNet, TrainConfig, train
 torch.set_num_threads(2)
 data = load("digits", image_size=16)
 space = SearchSpace.load("tiny").replace(num_classes=10, image_size=16)
-config = TrainConfig(steps=int(sys.argv[2]), batch_size=16, checkpoint_steps=10, choice_every=3,
+space = space.replace(stages=tuple(replace(s, depth=s.depth[:1]) for s in space.stages))
+config = TrainConfig(steps=int(sys.argv[2]), batch_size=16, checkpoint_steps=6, choice_every=3,
                      workers=2, lr=float(sys.argv[3]), clip_grad=float(sys.argv[4]),
                      log_steps=5, ema_decay=0.9)
 train(SuperNet(space), data, config, sys.argv[1], progress=lambda done, total, text: None)
@@ -213,7 +215,7 @@ def process_of(told: Path) -> int | None:
 @pytest.mark.slow
 def test_a_killed_worker_does_not_end_the_run(tmp_path):
     folder, told = tmp_path / "supernet", tmp_path / "ray" / "progress.json"
-    child = start(folder, "60", "0.003", "1")
+    child = start(folder, "24", "0.003", "1")
     while child.poll() is None and not list(folder.glob("step-*.json")):
         time.sleep(0.1)
     assert (tmp_path / "ray").stat().st_mode & 0o777 == 0o700
@@ -229,13 +231,13 @@ def test_a_killed_worker_does_not_end_the_run(tmp_path):
     assert out == ""  # what Ray has to say is no result
     assert later - {first, None}  # another process is the first worker now
     trained = load(folder)
-    assert trained.history[-1]["step"] == 60
+    assert trained.history[-1]["step"] == 24
     assert not (tmp_path / "ray").exists()  # nothing of Ray's stays
 
 
 @pytest.mark.slow
 def test_what_ends_a_training_in_a_worker_is_said_as_by_one_process(tmp_path):
-    child = start(tmp_path / "supernet", "30", "1000", "0")
+    child = start(tmp_path / "supernet", "24", "1000", "0")
     _, err = child.communicate(timeout=300)
     assert child.returncode == 1
     assert "TrainingDiverged: the loss of the" in err and "Train in a new folder" in err
