@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -75,6 +77,23 @@ def test_links_lead_to_files(name: str) -> None:
 def test_readme_lists_the_commands_there_are() -> None:
     commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert set(re.findall(r"^\| `nas ([a-z-]+)` \|", README, re.MULTILINE)) == commands
+
+
+def commands() -> list[str]:
+    """Return the `nas` commands in the README's shell blocks, without comments."""
+    text = "\n".join(fenced(README, "")).replace("\\\n", " ")
+    lines = [re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines()]
+    return [line for line in lines if re.match(r"(\w+=\S+ )*nas \w", line)]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_in_the_readme_have_flags_that_are_there(line: str) -> None:
+    words = shlex.split(line)
+    words = words[words.index("nas") + 1 : words.index(">") if ">" in words else None]
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    command.make_context("nas", words).close()  # parses, and runs nothing
 
 
 def test_readme_lists_the_exit_codes_there_are() -> None:

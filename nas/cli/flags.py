@@ -46,7 +46,7 @@ Targets = Annotated[
     typer.Option(
         "--target",
         help="RUNTIME,PRECISION,bBATCH,tTHREADS here, or a full id. Repeat it for more targets, "
-        "each with a --budget latency_ms:TARGET=5ms.",
+        "each with a --budget latency_ms:TARGET=5ms and its table, profiled in a run of its own.",
     ),
 ]
 Importance = Annotated[

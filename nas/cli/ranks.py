@@ -24,8 +24,15 @@ def rank(
     ] = None,
     max_macs: Annotated[str | None, typer.Option(help="Draw no larger networks, e.g. 15M.")] = None,
     jobs: Annotated[
-        int, typer.Option(help="Networks trained at once, a process with one thread each.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Networks trained at once, a process with one thread each; 1, with ray all CPUs."
+        ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="Where networks are trained: local, or ray (tasks).")
+    ] = "local",
+    address: flags.Address = None,
     resume: flags.Resume = False,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -41,6 +48,8 @@ def rank(
     had. Writes RUN/rank/: rank.json, one HTML page and its pictures.
 
     Can be stopped and started again at any time: what is trained with these settings is kept.
+    With --engine ray the trainings are spread over a cluster; one that was not finished when its
+    worker died begins anew, at most twice.
     Settings are rank.KEY=value, those of each training rank.train.KEY=value.
 
     Example: nas rank --run runs/mine --bands 8 --per-band 4 --jobs 2
@@ -57,7 +66,7 @@ def rank(
         }  # fmt: skip
         config = pipeline.config_of(run, changes(flagged, overrides), begin=False)
         with pipeline.Run.open(run, config, resume=resume, progress=progress(options)) as opened:
-            result = pipeline.rank(opened, jobs=jobs)
+            result = pipeline.rank(opened, jobs=jobs, engine=engine, address=address)
         emit(result.to_json(), result.text(), options)
 
 

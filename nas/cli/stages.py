@@ -41,9 +41,10 @@ def profile(
     The table is one JSON file per device and runtime (runs/tables/ by default) that any space
     adds to; what it holds already is not measured again. Whole networks are measured too: some to
     fit the sums of parts on (profile.calibrate_on), some to say how far off the table is on
-    networks it has not seen (check_networks). With --measure-every N sizes between measured ones
-    are interpolated and marked so. Another device is measured with --device (through `nas agent`
-    on it) or, without Python there, with --plan and then --results.
+    networks it has not seen (check_networks). A further target is profiled in a run of its own,
+    with the same --space and --data: tables are shared by all runs. With --measure-every N sizes
+    between measured ones are interpolated and marked so. Another device is measured with --device
+    (through `nas agent` on it) or, without Python there, with --plan and then --results.
     """
     options = Options(json, quiet, verbose, debug, go_on("profile", run))
     with guarded(options):
@@ -221,6 +222,7 @@ def verify(
 ) -> None:
     """Check a winner in a fresh process: its files, its test accuracy, its measured latency.
 
+    Without --target that is the latency on every target it was promised for that is here.
     Exits with 7 if a promise in winner.json is broken. With --device the latency is that on the
     device of an agent, with --plan and then --results one that was timed by hand; all else is
     checked here.

@@ -107,29 +107,53 @@ class Trainer:
         with files.lock(place / f".{task.name}.lock"):
             found = self.known(task, data)
             if found is None:
-                found = self._train(task, data, place)
+                found = self.train(task, data, place / task.name)
+                self.keep(task, data, found)
         return found
 
-    def _train(self, task: Alone, data: Data, place: Path) -> AloneResult:
+    def train(self, task: Alone, data: Data, checkpoints: Path | None = None) -> AloneResult:
+        """Train one network in this process; go on from its checkpoints if it may have some.
+
+        Raises:
+            TrainingDiverged: its loss became NaN or infinite.
+        """
         begun = time.process_time()
-        seed = stage_seed(self.config.seed, f"alone/{task.name}")
-        checkpoints = place / task.name
         trained = train(
-            start(task.blocks, seed).to(best_device()),
+            start(task.blocks, self._seed(task)).to(best_device()),
             data,
-            replace(self.config, seed=seed),
+            replace(self.config, seed=self._seed(task)),
             folder=checkpoints,
             progress=lambda done, total, text: end_without_parent(),
         )
-        result = AloneResult(
+        return AloneResult(
             accuracy=trained.score.accuracy,
             loss=trained.score.loss,
             seconds=time.process_time() - begun,
         )
+
+    def keep(self, task: Alone, data: Data, result: AloneResult) -> None:
+        """Write what a training came to; its checkpoints go."""
+        place = self.place(data)
+        seed = self._seed(task)
         record: dict[str, Any] = {"schema": SCHEMA, "blocks": list(task.blocks), "seed": seed}
         files.write_json(place / f"{task.name}.json", record | files.to_plain(result))
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        return result
+        shutil.rmtree(place / task.name, ignore_errors=True)
+
+    def _seed(self, task: Alone) -> int:
+        return stage_seed(self.config.seed, f"alone/{task.name}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Away:
+    """A trainer where the run's folder may not be: it has the images with it and writes nothing."""
+
+    trainer: Trainer
+    data: Data
+
+    def __call__(self, task: Alone) -> AloneResult:
+        """Train one network in this process, from the start; the owner keeps the result."""
+        torch.set_num_threads(self.trainer.threads)
+        return self.trainer.train(task, self.data)
 
 
 def start(blocks: Sequence[str], seed: int) -> network.NasHybrid:

@@ -1,5 +1,6 @@
 """What the stages of one run share - data, space, target, table, supernet - loaded when needed."""
 
+import shlex
 import shutil
 import tempfile
 import weakref
@@ -109,7 +110,7 @@ class Materials:
         """The latency tables of all targets by their ids, the run's own target first.
 
         Raises:
-            ConfigError: a target has none; the message has the command that makes it.
+            ConfigError: a further one has none, or lacks entries; the message has the command.
         """
         found = {self.target.id: self.table}
         for words in self.run.config.other_targets:
@@ -117,11 +118,26 @@ class Materials:
             path = find_table(target)
             if path is None:
                 raise ConfigError(
-                    f"there is no latency table of {target}. Make one with `nas profile --space "
-                    f"{self.run.config.space} --target {words}` in a run of its own."
+                    f"there is no latency table of {target}. Make one, in a run of its own, with "
+                    f"{self._profile_command(words)}."
                 )
-            found[target.id] = LatencyTable.load(path)
+            table = found[target.id] = LatencyTable.load(path)
+            lacking = table.missing(self.space.every_block(), self.space)
+            if lacking:
+                raise ConfigError(
+                    f"the latency table {path} has no entry for {lacking[0]} and {len(lacking) - 1}"
+                    f" others. Measure them, in a run of its own, with "
+                    f"{self._profile_command(words)}."
+                )
         return found
+
+    def _profile_command(self, words: str) -> str:
+        """Return the command that profiles this run's space on another target."""
+        config = self.run.config
+        folder = self.run.folder.with_name(words.replace(",", "-"))
+        named = ["nas", "profile", "--run", str(folder), "--space", config.space]
+        sized = [] if config.image_size is None else ["--image-size", str(config.image_size)]
+        return f"`{shlex.join([*named, '--data', config.data, *sized, '--target', words])}`"
 
     @cached_property
     def supernet(self) -> SuperNet:

@@ -1,6 +1,6 @@
 """How truthfully the supernet ranks: a sample of its networks, each trained alone, compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from nas.block import Block
 from nas.data import Data
 from nas.errors import ConfigError
 from nas.latency import LatencyTable
-from nas.pipeline.alone import Alone, AloneResult, Trainer
+from nas.pipeline.alone import Alone, AloneResult, Away, Trainer
 from nas.pipeline.config import RunConfig
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
@@ -34,7 +34,14 @@ PREDICTORS = {
 }
 
 
-def rank(run: Run, materials: Materials | None = None, *, jobs: int = 1) -> Outcome:
+def rank(
+    run: Run,
+    materials: Materials | None = None,
+    *,
+    jobs: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+) -> Outcome:
     """Train a sample of the run's networks alone and hold the supernet's ranking against it.
 
     Each training is kept as it ends, and goes on from its checkpoint after a stop; the same
@@ -44,18 +51,23 @@ def rank(run: Run, materials: Materials | None = None, *, jobs: int = 1) -> Outc
         run: With a trained supernet; `config.rank` says how many networks and how they are
             trained.
         materials: Of that run.
-        jobs: Networks trained at once, each in a process of its own with one thread.
+        jobs: Networks trained at once, each in a process of its own with one thread; None is one,
+            with Ray as many as there are CPUs for.
+        engine: "local", or "ray": each training is a Ray task, and begun anew if its worker dies.
+        address: Of a running Ray cluster; None starts Ray on this machine.
 
     Raises:
         ConfigError: the supernet is not trained, or a band of MACs holds too few networks.
+        DeviceError: Ray is not there, or a task's workers died again and again.
     """
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs must be at least 1, but is {jobs}.")
+    engines = replace(run.config, engine=engine, address=address)  # which checks them
     materials = materials or Materials(run)
     config = run.config.rank
     supernet_digest = run.result("train", make_with="train")["digest"]
     sample = sample_of(materials.space, run.config)
-    trained = _trained_alone(run, materials, sample, jobs)
+    trained = _trained_alone(run, materials, sample, engines, jobs)
     networks = _networks(run, materials, sample, trained)
     compared, limit = compare(networks, resamples=config.resamples)
     result = {
@@ -103,7 +115,7 @@ def about(run: Run, networks: Sequence[RankedNetwork]) -> str:
 
 # ---------------------------------------------------------------- training
 def _trained_alone(
-    run: Run, materials: Materials, sample: Sequence[Drawn], jobs: int
+    run: Run, materials: Materials, sample: Sequence[Drawn], engines: RunConfig, jobs: int | None
 ) -> dict[str, AloneResult]:
     """Return what each training came to, by its name; those that are done are read."""
     data = materials.data
@@ -114,12 +126,27 @@ def _trained_alone(
     waiting = [task for task in tasks if task.name not in found]
     tell = run.progress("rank")
     tell(len(found), len(tasks), f"trained alone, {len(waiting)} to go" if waiting else "all kept")
-    for task, result in processes.each(trainer, waiting, jobs=jobs):
+    for task, result in each_training(trainer, waiting, data, engines, jobs):
         found[task.name] = result
         text = f"{task.name}: {result.accuracy:.1%} alone, {result.seconds:.0f} s of processor"
         run.log("rank", "trained", network=task.name, accuracy=result.accuracy)
         tell(len(found), len(tasks), text)
     return found
+
+
+def each_training(
+    trainer: Trainer, tasks: Sequence[Alone], data: Data, config: RunConfig, jobs: int | None
+) -> Iterator[tuple[Alone, AloneResult]]:
+    """Yield every training and what it came to, which is kept by then."""
+    if config.engine == "local" or not tasks:
+        yield from processes.each(trainer, tasks, jobs=jobs or 1)
+        return
+    from nas.search import each_by_ray
+
+    away = Away(trainer=trainer, data=data)
+    for task, result in each_by_ray(away, tasks, at_once=jobs, address=config.address):
+        trainer.keep(task, data, result)
+        yield task, result
 
 
 def trainer_of(folder: Path, config: RunConfig, data: Data) -> Trainer:

@@ -13,7 +13,7 @@ from nas.latency import LatencyTable, find_table
 from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
 from nas.network import NasHybrid
 from nas.pipeline.materials import Materials, best_device
-from nas.pipeline.outcome import Outcome, rows
+from nas.pipeline.outcome import Outcome
 from nas.pipeline.run import Progress, Run
 from nas.seeds import stage_seed
 from nas.space import Architecture
@@ -233,39 +233,63 @@ def export(run: Run) -> Outcome:
 def verify_folder(
     folder: Path, *, target: str | None, data: str | None, progress: Progress
 ) -> Outcome:
-    """Check one exported folder in a fresh process against what its winner.json promises."""
+    """Check one exported folder in a fresh process against what its winner.json promises.
+
+    Args:
+        folder: What `nas export` wrote.
+        target: What to time it on; None: every target it was promised for that is of this machine,
+            the default target where there is none.
+        data: The data set whose test split is scored; None: the winner's.
+        progress: Told (done, total, text).
+    """
     winner = Winner.load(folder)
-    wanted = Target.parse(target or DEFAULT_TARGET)
-    path = find_table(wanted)
-    result = verify_winner(
-        folder,
-        target=wanted,
-        data_name=data or winner.data,
-        reference_ms=LatencyTable.load(path).reference_ms if path is not None else None,
-        progress=progress,
-    )
-    return verdict(winner, result)
+    wanted = [Target.parse(target)] if target is not None else _promised_here(winner)
+    results = []
+    for each in wanted or [Target.parse(DEFAULT_TARGET)]:
+        path = find_table(each)
+        results.append(
+            verify_winner(
+                folder,
+                target=each,
+                data_name=data or winner.data,
+                reference_ms=LatencyTable.load(path).reference_ms if path is not None else None,
+                progress=progress,
+            )
+        )
+    return verdict(winner, *results)
 
 
-def verdict(winner: Winner, result: VerifyResult) -> Outcome:
-    """Return what to say of a checked winner, given as it was before; broken promises are its
-    `problem`."""
+def _promised_here(winner: Winner) -> list[Target]:
+    """Return the targets a winner was promised for that this machine can time."""
+    targets = [Target.from_id(row.target) for row in winner.targets]
+    return [
+        target
+        for target in targets
+        if target.is_here() and winner.latency_budget_ms(target.id) is not None
+    ]
+
+
+def verdict(winner: Winner, *results: VerifyResult) -> Outcome:
+    """Return what to say of a winner, given as it was before it was checked on each target; broken
+    promises are its `problem`."""
     known = [row.target for row in winner.targets]
     kept = {True: "kept", False: "BROKEN", None: "-"}
+    statements = list(dict.fromkeys(row for result in results for row in result.statements))
+    width = max(len(row.about) for row in statements)
     lines = [
         f"winner {winner.id} (promised for {', '.join(known)})",
-        *rows({row.about: f"{kept[row.is_kept]:<6} {row.text}" for row in result.statements}),
+        *(f"{row.about:<{width}}  {kept[row.is_kept]:<6} {row.text}" for row in statements),
     ]
     problem: NasError | None = None
     try:
-        result.raise_if_broken()
+        replace(results[-1], statements=tuple(statements)).raise_if_broken()
     except NasError as error:
         problem = error
     values = {
         "winner": winner.id,
-        "kept": result.is_kept,
+        "kept": all(result.is_kept for result in results),
         "statements": [
-            {"about": row.about, "kept": row.is_kept, "text": row.text} for row in result.statements
+            {"about": row.about, "kept": row.is_kept, "text": row.text} for row in statements
         ],
     }
     return Outcome(values=values, lines=tuple(lines), problem=problem)

@@ -77,7 +77,7 @@ class RayExecutor(Executor):
         """
         if workers < 1:
             raise ConfigError(f"workers must be at least 1, but is {workers}.")
-        self._owns_ray = _join(address)
+        self._owns_ray = join(address)
         self._count = workers
         self._timeout_s = timeout_s
         self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
@@ -171,9 +171,9 @@ class RayExecutor(Executor):
     def _count_failed_start(self, error: RayError) -> None:
         """Give up after several actors in a row that did not start."""
         self._failed_starts += 1
-        logger.warning("an actor did not start: %s", _first_line(error))
+        logger.warning("an actor did not start: %s", first_line(error))
         if self._failed_starts >= STARTS and not self._closing.is_set():
-            self._broken = f"{STARTS} actors in a row did not start: {_first_line(error)}"
+            self._broken = f"{STARTS} actors in a row did not start: {first_line(error)}"
             self._give_up(self._broken)
 
     def _run(self, actor: Any, task: Task) -> Any:  # Any: Ray's handle
@@ -185,7 +185,7 @@ class RayExecutor(Executor):
         except GetTimeoutError:
             task.future.set_result(silence(self._timeout_s or 0.0))
         except RayTaskError as error:  # the actor lives; the answer could not be made or carried
-            task.future.set_exception(RuntimeError(_first_line(error)))
+            task.future.set_exception(RuntimeError(first_line(error)))
             return actor
         except RayError as error:
             self._again(task, error)
@@ -200,10 +200,10 @@ class RayExecutor(Executor):
         if self._closing.is_set():
             task.future.set_exception(BrokenExecutor("it was shut down."))
         elif task.attempts < ATTEMPTS:
-            logger.warning("an actor died and is replaced: %s", _first_line(error))
+            logger.warning("an actor died and is replaced: %s", first_line(error))
             self._tasks.put(task)
         else:
-            died = f"its worker died {ATTEMPTS} times: {_first_line(error)}"
+            died = f"its worker died {ATTEMPTS} times: {first_line(error)}"
             task.future.set_result(Outcome(reason=died))
 
     def _end(self, actor: Any) -> None:  # Any: Ray's handle
@@ -222,7 +222,7 @@ class RayExecutor(Executor):
                 task.future.set_exception(BrokenExecutor(why))
 
 
-def _join(address: str | None) -> bool:
+def join(address: str | None) -> bool:
     """Be connected to Ray; return whether this call did it."""
     if ray.is_initialized():
         return False
@@ -236,7 +236,7 @@ def _join(address: str | None) -> bool:
         ray.init(address=address or "local", **settings)
     except (OSError, ValueError, RuntimeError, RayError) as error:
         raise DeviceError(
-            f"no Ray at {address or 'this machine'} ({_first_line(error)}). Start a cluster with "
+            f"no Ray at {address or 'this machine'} ({first_line(error)}). Start a cluster with "
             "`ray start --head` and give its HOST:PORT, or leave the address out to use this "
             "machine."
         ) from error
@@ -253,5 +253,6 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
