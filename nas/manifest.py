@@ -13,6 +13,7 @@ from nas.space import Architecture, architecture_of
 SCHEMA = 1
 FILE = "winner.json"
 LATENCY = "latency_ms"
+STATISTICS = ("median", "p95")  # what of a measurement a budget is compared with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +58,16 @@ class TargetResult:
 
     @property
     def upper_ms(self) -> float | None:
-        """What a budget is compared with: the upper end of the interval; None if not measured."""
+        """The upper end of the median's interval; None if not measured."""
         return self.measured_ms if self.ci_high_ms is None else self.ci_high_ms
+
+    def judged_ms(self, statistic: str) -> float | None:
+        """Return what a budget is compared with; None if it was not measured.
+
+        Args:
+            statistic: "median" for the upper end of its interval, "p95" for the 95th percentile.
+        """
+        return self.p95_ms if statistic == "p95" else self.upper_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +85,8 @@ class Ancestry:
 class Winner:
     """The value in winner.json. `files` maps the exported files a promise is about to sha256.
 
-    The model card (README.md) is not among them: its words may be edited.
+    The model card (README.md) is not among them: its words may be edited. `statistic` is one of
+    STATISTICS: what of a measured latency its budget is compared with.
     """
 
     schema: int = SCHEMA
@@ -88,11 +98,16 @@ class Winner:
     ancestry: Ancestry
     data: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    statistic: str = "median"
     command: str = ""
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ConfigError(f"winner schema {self.schema} is not known; this is {SCHEMA}.")
+        if self.statistic not in STATISTICS:
+            raise ConfigError(
+                f"statistic must be one of {', '.join(STATISTICS)}, but is {self.statistic!r}."
+            )
         architecture = Architecture.from_json(self.architecture)
         if architecture_of(parse_network(self.blocks), space=architecture.space) != architecture:
             raise ConfigError("blocks and architecture must describe the same network.")

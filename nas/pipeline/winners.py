@@ -138,6 +138,7 @@ class Candidate:
                 teacher=distilled["teacher"],
             ),
             data=materials.data.name,
+            statistic=self.run.config.statistic,
             command=shlex.join(["nas", *map(mask_url, sys.argv[1:])]),
         )
 

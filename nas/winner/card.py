@@ -145,7 +145,8 @@ def _latency_rows(winner: Winner, result: TargetResult) -> list[tuple[str, str]]
     rows = [("**latency on**", f"`{_plain(result.target)}`")]
     budget = winner.latency_budget_ms(result.target)
     if budget is not None:
-        rows.append(("budget", f"{budget:.4g} ms"))
+        of_p95 = " for the 95th percentile" if winner.statistic == "p95" else ""
+        rows.append(("budget", f"{budget:.4g} ms{of_p95}"))
     if result.predicted_ms is not None:
         rows.append(("predicted by the latency table", f"{result.predicted_ms:.4g} ms"))
     if result.measured_ms is None or result.upper_ms is None:
@@ -154,8 +155,9 @@ def _latency_rows(winner: Winner, result: TargetResult) -> list[tuple[str, str]]
     if result.p95_ms is not None:
         text += f", 95th percentile {result.p95_ms:.4g} ms"
     rows.append((f"measured (timing grade {result.grade})", text))
-    if budget is not None and result.upper_ms > budget:
-        rows.append(("**over the budget by**", f"{100 * (result.upper_ms / budget - 1):.1f} %"))
+    judged_ms = result.judged_ms(winner.statistic)
+    if budget is not None and judged_ms is not None and judged_ms > budget:
+        rows.append(("**over the budget by**", f"{100 * (judged_ms / budget - 1):.1f} %"))
     return rows
 
 

@@ -158,17 +158,20 @@ def _accuracy(winner: Winner, seen: Seen, tolerance: float | None) -> Statement:
 
 def _latency(winner: Winner, latency: TargetResult) -> Statement:
     budget = winner.latency_budget_ms(latency.target)
-    upper = latency.upper_ms
-    assert latency.measured_ms is not None and upper is not None
-    text = f"{latency.measured_ms:.4g} ms (up to {upper:.4g}, grade {latency.grade})"
-    text += f" on {latency.target}"
+    judged = latency.judged_ms(winner.statistic)
+    assert latency.measured_ms is not None
+    words = "95th percentile" if winner.statistic == "p95" else "up to"
+    most = f"{words} {judged:.4g}" if judged is not None else f"no {words} was taken"
+    text = f"{latency.measured_ms:.4g} ms ({most}, grade {latency.grade}) on {latency.target}"
     if budget is None:
         promised = ", ".join(metric for metric in winner.budgets if metric.startswith(LATENCY))
         text += f"; no latency was promised there (promised: {promised or 'none'})"
         return Statement(about=LATENCY, text=text, is_kept=None)
-    share = upper / budget
+    share = math.inf if judged is None else judged / budget
     use = latency.measured_ms / budget
     verdict = f"met, {100 * use:.0f} % of it used" if share <= 1 else f"over by {_over(share)}"
+    if judged is None:
+        verdict = f"cannot be held against the {words} that was promised"
     return Statement(
         about=LATENCY, text=f"{text} against a budget of {budget:.4g} ms: {verdict}",
         is_kept=share <= 1,
