@@ -20,16 +20,19 @@ STATISTICS = ("median", "p95")  # what of a measurement a budget is compared wit
 class Accuracy:
     """Top-1 accuracy, 0 to 1: on the search split, and on test once `verify` has opened it.
 
-    `search_images` is how many images the first was counted on, 0 where nobody noted it.
+    `search_images` is how many images the first was counted on, 0 where nobody noted it. Those of
+    the int8 file are there where a target runs it.
     """
 
     search: float
     search_images: int = 0
     test: float | None = None
     test_images: int = 0
+    search_int8: float | None = None
+    test_int8: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("search", "test"):
+        for name in ("search", "test", "search_int8", "test_int8"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"accuracy.{name} must be from 0 to 1, but is {value}.")
