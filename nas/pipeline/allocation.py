@@ -133,6 +133,7 @@ class Allocator:
             gene: options[0] for gene, options in all_genes(space).items() if gene not in self.genes
         }
         self._shapes: dict[tuple[Any, ...], Shape] = {}
+        self._outer: dict[tuple[int, str], tuple[str, ...]] = {}  # genes inside kinds of a stage
         self._part_losses: dict[tuple[str, int], list[list[float]]] = {}
         self._ends: dict[tuple[int, int], Terms] = {}  # of stem and head, by their widths
         self._done: dict[tuple[Any, ...], Completed | None] = {}
@@ -216,7 +217,8 @@ class Allocator:
     def _complete(self, outline: Choice) -> Completed:
         base = self.space.architecture({**self._inner, **outline})
         slots = self.space.slots(base)
-        shapes = [self._shapes_at(slot, base, outline) for slot in slots[1:-1]]
+        known = {**self._only, **outline}
+        shapes = [self._shape_at(slot, base, known) for slot in slots[1:-1]]
         widths = base.stages[0].width, base.stages[-1].width
         if widths not in self._ends:
             stem, *_, head = self.space.blocks(base)
@@ -237,17 +239,16 @@ class Allocator:
         loss = sum(spot.losses[option] for spot, option in zip(spots, picked, strict=True))
         return Completed(allocated(self.space, base, numbers), costs, loss)
 
-    def _shapes_at(self, slot: str, base: Architecture, outline: Choice) -> Shape:
+    def _shape_at(self, slot: str, base: Architecture, known: Choice) -> Shape:
         number, _, rest = slot.partition(".")
         index, kind = int(number[1:]) - 1, rest.rpartition(".")[2]
         width = base.stages[index].width
         before = base.stages[index - 1].width if rest.startswith("by.") else width
-        known = {**self._only, **outline}
-        fixed = tuple(
-            known[f"{number}.{kind}.{name}"]
-            for name in inner_options(self.space.stages[index], kind)
-            if name not in ALLOCATED
-        )
+        if (index, kind) not in self._outer:
+            names = inner_options(self.space.stages[index], kind)
+            own = tuple(f"{number}.{kind}.{name}" for name in names if name not in ALLOCATED)
+            self._outer[index, kind] = own
+        fixed = tuple(known[name] for name in self._outer[index, kind])
         return self._shape(index, kind, before, width, fixed)
 
     def _shape(

@@ -6,9 +6,11 @@ bound what any allocation can reach. Groups whose choice they leave open, the co
 European Journal of Operational Research 83(2), 1995), are then chosen together to fill the budgets.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,18 +26,20 @@ STATES = 192  # partial allocations kept of each half of a core
 NOISE = 0.6  # how far from the best of them others are kept, as a share of what may be gained
 CLOSE = 5e-4  # near enough to the bound, as a share of what is gained over the worst allocation
 WIDE = 5e-3  # so far from it that more rounds are worth their time
-ROUNDS = 3
+ROUNDS = 1  # for each budget
 WIDE_ROUNDS = 16
 OVER_ROUNDS = 64  # while nothing within the budgets is known
 
 _COARSE = (0.0, 1 / 16, 1 / 4, 1.0, 4.0, 16.0)
-_FINE = {1: 17, 2: 5, 3: 3}  # points a multiplier in each sweep, by the number of budgets
+# By the number of budgets: points a multiplier in each sweep, and what a sweep narrows them by.
+_FINE = {1: (33, 1 / 12), 2: (7, 0.4), 3: (4, 0.5)}
 _SWEEPS = 16
+_FLAT = 1e-5  # of the span: a bound that rises by less, twice, is high enough
 _PUSHES = (1.0, 1.3, 3.0, 1e6)
 _ROUNDING = 1e-12  # of a budget; sums are checked exactly at the end
 
-Array = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.intp]
+Array: TypeAlias = npt.NDArray[np.float64]
+Indices: TypeAlias = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,26 +82,67 @@ def allocate(groups: Sequence[Group], budgets: Mapping[str, float]) -> Allocatio
             was found that meets all budgets together.
     """
     metrics = _check(groups)
-    limits = resolve_budgets(budgets, metrics)
+    options = Options(
+        losses=np.array([loss for group in groups for loss in group.loss], dtype=np.float64),
+        costs={
+            metric: np.array([cost for group in groups for cost in group.costs[metric]])
+            for metric in metrics
+        },
+        sizes=np.array([len(group.loss) for group in groups]),
+    )
+    choice, least_loss = choose(options, budgets)
+    return _sum_up(groups, metrics, choice, least_loss)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Options:
+    """The options of all groups below each other: what many allocations make at little cost.
+
+    Attributes:
+        losses: Predicted loss increases, (options,).
+        costs: What each option adds to each metric, {metric: (options,)}, at least 0.
+        sizes: How many options each group has, (groups,), at least 1.
+    """
+
+    losses: Array
+    costs: Mapping[str, Array]
+    sizes: Indices
+
+    @property
+    def starts(self) -> Indices:
+        """Where each group's options begin, (groups,)."""
+        starts: Indices = np.cumsum(self.sizes) - self.sizes
+        return starts
+
+
+def choose(options: Options, budgets: Mapping[str, float]) -> tuple[Indices, float]:
+    """Choose as `allocate` does; return an option of each group, (groups,), and the bound.
+
+    Errors are those of `allocate`; sizes and lengths are not checked.
+    """
+    limits = resolve_budgets(budgets, tuple(options.costs))
     if not 1 <= len(limits) <= MAX_BUDGETS:
         raise ConfigError(f"an allocation has 1 to {MAX_BUDGETS} budgets, but {len(limits)} here.")
-    table = _Table.of(groups, limits)
+    table = _Table.of(options, limits)
+    starts = options.starts
     for metric, limit in limits.items():
-        least = math.fsum(min(group.costs[metric]) for group in groups)
+        least = math.fsum(np.minimum.reduceat(options.costs[metric], starts).tolist())
         if least > limit:
             raise _infeasible(metric, limit, least, "the least any allocation has is")
     multipliers, least_loss = _sweep(table)
     for rounding in (_ROUNDING, -_ROUNDING):
         choice = _search(table, multipliers, least_loss, limit=1 + rounding)
-        found = _sum_up(groups, metrics, choice, least_loss)
-        use = max(found.costs[metric] / limit for metric, limit in limits.items())
-        if all(found.costs[metric] <= limit for metric, limit in limits.items()):
-            return found
+        taken = starts + choice
+        found = {metric: math.fsum(options.costs[metric][taken].tolist()) for metric in limits}
+        use = max(found[metric] / limit for metric, limit in limits.items())
+        if all(found[metric] <= limit for metric, limit in limits.items()):
+            return choice, least_loss
         if use > 1 + 2 * _ROUNDING:  # more than the rounding of a sum
             break
-    worst = max(limits, key=lambda metric: found.costs[metric] / limits[metric])
-    least = found.costs[worst]
-    raise _infeasible(worst, limits[worst], least, "with the other budgets the least found is")
+    worst = max(limits, key=lambda metric: found[metric] / limits[metric])
+    raise _infeasible(
+        worst, limits[worst], found[worst], "with the other budgets the least found is"
+    )
 
 
 def _check(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -145,43 +190,45 @@ def _sum_up(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Table:
     """All options as numbers.
 
     Attributes:
-        rows: Costs as shares of their budgets, then the loss: (groups, options, budgets + 1).
-            Beyond a group's own options the loss is infinite and the costs are those of option 0.
-        sizes: How many options a group has, (groups,).
+        rows: Costs as shares of their budgets, then the loss: (groups + 1, options, budgets + 1).
+            Beyond a group's own options stands option 0 again; the last group has zeros alone.
+        is_own: Which of them are a group's own, (groups + 1, options).
+        sizes: How many options a group has, (groups + 1,).
         span: The loss of the worst allocation less that of the best.
         worst: The loss of the worst allocation.
     """
 
     rows: Array
-    sizes: npt.NDArray[np.intp]
+    is_own: npt.NDArray[np.bool_]
+    sizes: Indices
     span: float
     worst: float
 
     @classmethod
-    def of(cls, groups: Sequence[Group], limits: Mapping[str, float]) -> "_Table":
-        sizes = np.array([len(group.loss) for group in groups])
-        rows = np.empty((len(groups), int(sizes.max()), len(limits) + 1))
-        for place, size, group in zip(rows, sizes, groups, strict=True):
-            own = [*(group.costs[metric] for metric in limits), group.loss]
-            place[:size] = np.array(own, dtype=np.float64).T
-            place[size:] = place[0]
-        is_own = np.arange(rows.shape[1]) < sizes[:, None]
-        if not np.isfinite(rows).all() or rows[:, :, :-1].min() < 0:
+    def of(cls, options: Options, limits: Mapping[str, float]) -> "_Table":
+        flat = np.stack([*(options.costs[metric] for metric in limits), options.losses], axis=1)
+        if not np.isfinite(flat).all() or flat[:, :-1].min() < 0:
             raise ConfigError("losses are finite and costs at least 0, but some here are not.")
-        losses = rows[:, :, -1]
-        worst, least = float(losses.max(axis=1).sum()), float(losses.min(axis=1).sum())
-        losses[~is_own] = math.inf
-        rows[:, :, :-1] /= list(limits.values())
-        return cls(rows, sizes, worst - least, worst)
+        starts, sizes = options.starts, np.append(options.sizes, 1)
+        losses = options.losses
+        worst = float(np.maximum.reduceat(losses, starts).sum())
+        least = float(np.minimum.reduceat(losses, starts).sum())
+        flat[:, :-1] /= list(limits.values())
+        flat = np.concatenate([flat, np.zeros((1, flat.shape[1]))])
+        places = np.arange(int(sizes.max()))
+        is_own = places < sizes[:, None]
+        first = np.append(starts, len(losses))[:, None]
+        rows = flat[np.where(is_own, first + places, first)]
+        return cls(rows, is_own, sizes, worst - least, worst)
 
-    def priced(self, multipliers: Array) -> Array:
-        """Return loss + multipliers x costs of every option, (groups, options)."""
-        priced: Array = self.rows @ np.append(multipliers, 1.0)
+    def priced(self, weights: Array) -> Array:
+        """Return weights x (costs, loss) of every option; infinity for none, (groups + 1, ...)."""
+        priced: Array = np.where(self.is_own, self.rows @ weights, math.inf)
         return priced
 
     def totals(self, choice: Indices) -> Array:
@@ -198,10 +245,11 @@ def _sweep(table: _Table) -> tuple[Array, float]:
     in the multipliers: a grid of them is evaluated at once, then finer ones around the best.
     """
     count = table.rows.shape[2] - 1
-    costs, loss = table.rows[:, :, :-1], table.rows[:, :, -1]
+    rows = table.rows[:-1]
+    costs = rows[:, :, :-1]
     flat = costs.transpose(2, 1, 0).reshape(count, -1)
-    shape = (-1, loss.shape[1], loss.shape[0])
-    losses = loss.T.ravel()
+    shape = (-1, rows.shape[1], rows.shape[0])
+    losses = rows[:, :, -1].T.ravel()
 
     def bounds(grid: Array) -> Array:
         priced = grid @ flat
@@ -212,24 +260,31 @@ def _sweep(table: _Table) -> tuple[Array, float]:
 
     spans = (costs.max(axis=1) - costs.min(axis=1)).sum(axis=0)
     scale = np.where(spans > 0, table.span / np.where(spans > 0, spans, 1.0), 0.0)
-    grid = _product(np.array(_COARSE), count) * scale
+    grid = _product(_COARSE, count) * scale
     found = bounds(grid)
     at = int(found.argmax())
     best, highest, width = grid[at], float(found[at]), np.maximum(grid[at], scale / 32) * 0.75
-    offsets = _product(np.linspace(-1.0, 1.0, _FINE[count]), count)
+    points, narrower = _FINE[count]
+    offsets = _product(tuple(np.linspace(-1.0, 1.0, points)), count)
+    num_flat = 0
     for _ in range(_SWEEPS):
         grid = np.maximum(best + offsets * width, 0.0)
         found = bounds(grid)
         at = int(found.argmax())
-        if found[at] > highest:
+        rise = float(found[at]) - highest
+        if rise > 0:
             best, highest = grid[at], float(found[at])
-            width = np.where(np.abs(offsets[at]) < 1.0, width / 2, width * 1.2)
+            width = np.where(np.abs(offsets[at]) < 1.0, width * narrower, width * 1.2)
         else:
-            width = width / 2
+            width = width * narrower
+        num_flat = num_flat + 1 if rise <= _FLAT * table.span else 0
+        if num_flat == 2:
+            break
     return best, highest
 
 
-def _product(values: Array, count: int) -> Array:
+@functools.cache
+def _product(values: tuple[float, ...], count: int) -> Array:
     """Return every combination of `count` values, (len(values) ** count, count)."""
     return np.stack(np.meshgrid(*[values] * count, indexing="ij"), axis=-1).reshape(-1, count)
 
@@ -237,47 +292,39 @@ def _product(values: Array, count: int) -> Array:
 # ---------------------------------------------------------------- choices
 def _search(table: _Table, multipliers: Array, least_loss: float, *, limit: float) -> Indices:
     """Return the best allocation found, (groups,); over budget only if none within was found."""
-    weights = np.append(multipliers, 1.0)
-    priced = table.priced(multipliers)
-    regret = np.full(len(priced), math.inf)
-    if priced.shape[1] > 1:
-        ordered = np.partition(priced, 1, axis=1)
-        regret = ordered[:, 1] - ordered[:, 0]
-    has_choice = np.flatnonzero(np.isfinite(regret))
-    pool = np.argsort(regret)[: min(POOL, len(has_choice))]
+    priced = table.priced(np.append(multipliers, 1.0))
+    ordered = np.partition(priced[:-1], min(1, priced.shape[1] - 1), axis=1)
+    has_choice = np.flatnonzero(table.sizes[:-1] > 1)
+    regret = ordered[:, -1] if not len(has_choice) else ordered[:, 1] - ordered[:, 0]
+    pool = has_choice[np.argsort(regret[has_choice])[:POOL]]
     best, lowest = _start(table, multipliers, limit)
-    base, core, noise = priced.argmin(axis=1), pool[:CORE], 0.0
+    base, core, noise = priced[:-1].argmin(axis=1), pool[:CORE], 0.0
     rng = np.random.default_rng(0)
     for number in range(OVER_ROUNDS if len(core) else 0):
-        if _is_enough(table, lowest, least_loss, rounds=number):
+        if _is_enough(table, lowest, least_loss, rounds=number, budgets=len(multipliers)):
             break
         core = core[np.argsort(-regret[core])]  # what is least clear comes last and fits best
-        halves = [
-            (half, *_combine(table, half, weights, noise=noise, rng=rng))
-            for half in (core[0::2], core[1::2])
-        ]
-        found = _join(table, base, halves, limit)
+        found = _chosen_anew(table, base, core, priced, limit, noise=noise, rng=rng)
         score = _score(table, found, limit)
         if score < lowest:
             best, lowest = found, score
         base, core = best, rng.permutation(pool)[:CORE]
         noise = NOISE * min(lowest[1] - least_loss, table.span)
-        weights = np.append(multipliers, 1.0)
         if lowest[0] > 0:  # first of all into the budgets, from any side
             core, noise = rng.permutation(has_choice)[:CORE], 0.0
-            weights = np.append(rng.dirichlet(np.ones(len(multipliers))), 0.0)
+            priced = table.priced(np.append(rng.dirichlet(np.ones(len(multipliers))), 0.0))
     return _fill(table, best, limit)
 
 
 def _is_enough(
-    table: _Table, lowest: tuple[float, float], least_loss: float, *, rounds: int
+    table: _Table, lowest: tuple[float, float], least_loss: float, *, rounds: int, budgets: int
 ) -> bool:
     """Return whether another round is not worth its time, given the best score so far."""
     excess, loss = lowest
     gap = (loss - least_loss) / max(table.worst - loss, 1e-300)
     if excess > 0:
         return False
-    return gap <= CLOSE or rounds >= (WIDE_ROUNDS if gap > WIDE else ROUNDS)
+    return gap <= CLOSE or rounds >= (WIDE_ROUNDS if gap > WIDE else ROUNDS * budgets)
 
 
 def _score(table: _Table, choice: Indices, limit: float) -> tuple[float, float]:
@@ -288,82 +335,119 @@ def _score(table: _Table, choice: Indices, limit: float) -> tuple[float, float]:
 
 def _start(table: _Table, multipliers: Array, limit: float) -> tuple[Indices, tuple[float, float]]:
     """Return the best of the choices that growing multipliers make, and its score."""
-    costs = table.rows[:, :, :-1]
+    rows = table.rows[:-1]
+    costs = rows[:, :, :-1]
     spans = (costs.max(axis=1) - costs.min(axis=1)).sum(axis=0)
     slope = 1e-3 * (table.span or 1.0) / np.maximum(spans, 1e-300)  # for multipliers that are 0
-    starts = [
-        table.priced(push * multipliers + (push - 1) * slope).argmin(axis=1) for push in _PUSHES
+    pushes = np.array(_PUSHES)[:, None]
+    weights = np.append(pushes * multipliers + (pushes - 1) * slope, np.ones_like(pushes), axis=1)
+    starts = (rows @ weights.T).argmin(axis=1).T
+    totals = rows[np.arange(len(rows)), starts].sum(axis=1)
+    excess = np.maximum(totals[:, :-1] - limit, 0.0).sum(axis=1)
+    scored = [
+        (over, loss) for over, loss in zip(excess.tolist(), totals[:, -1].tolist(), strict=True)
     ]
-    scored = [(_score(table, start, limit), number) for number, start in enumerate(starts)]
-    score, number = min(scored)
-    return starts[number], score
+    score = min(scored)
+    return starts[scored.index(score)], score
+
+
+def _chosen_anew(
+    table: _Table,
+    base: Indices,
+    core: Indices,
+    priced: Array,
+    limit: float,
+    *,
+    noise: float,
+    rng: np.random.Generator,
+) -> Indices:
+    """Return `base` with the groups of a core chosen anew: the least loss found that fits.
+
+    Every other group of the core makes one half of it. Of each half the partial allocations of
+    least `priced` are kept, both halves at once, and all pairs of them are looked at.
+    """
+    steps = -(-len(core) // 2)
+    halves = np.full(2 * steps, len(base))  # the last group of the table is none
+    halves[: len(core)] = core
+    halves = halves.reshape(steps, 2)
+    sums, kept = _combine(table, halves, priced, noise=noise, rng=rng)
+    fixed = table.totals(base)[:-1] - table.rows[core, base[core], :-1].sum(axis=0)
+    choice = np.append(base, 0)
+    for half, at in enumerate(_join(sums[0], sums[1], limit - fixed)):
+        for groups, (options, indices) in zip(halves[::-1], kept[::-1], strict=True):
+            at, option = divmod(at if indices is None else int(indices[half, at]), options)
+            group = groups[half]
+            choice[group] = option if option < table.sizes[group] else 0
+    return choice[:-1]
 
 
 def _combine(
-    table: _Table, groups: Indices, weights: Array, *, noise: float, rng: np.random.Generator
-) -> tuple[Array, Indices]:
-    """Return partial allocations of some groups: those of least loss + multipliers x costs.
+    table: _Table, halves: Indices, priced: Array, *, noise: float, rng: np.random.Generator
+) -> tuple[Array, list[tuple[int, Indices | None]]]:
+    """Return partial allocations of the groups of two halves: those of the least sums of `priced`.
 
     Args:
         table: All options.
-        groups: Which groups.
-        weights: The multipliers, then 1.
+        halves: The groups, (steps, 2).
+        priced: What each option counts, (groups + 1, options).
         noise: Up to how much, drawn at random, is added to that before the least are taken.
         rng: What it is drawn with.
 
     Returns:
-        Their sums, (n, budgets + 1), and their options, (n, groups).
+        Their sums, (2, n, budgets + 1), and of each step how many options it had and which
+        states were kept, (2, n), None for all.
     """
-    sums = np.zeros((1, len(weights)))
-    picks = np.zeros((1, 0), dtype=np.intp)
-    for group in groups:
-        size = int(table.sizes[group])
-        sums = (sums[:, None, :] + table.rows[group, :size]).reshape(-1, len(weights))
-        kept = np.arange(len(sums))
-        if len(sums) > STATES:
-            keys = sums @ weights + noise * rng.random(len(sums))
-            kept = np.argpartition(keys, STATES)[:STATES]
-            sums = sums[kept]
-        picks = np.column_stack([picks[kept // size], kept % size])
-    return sums, picks
+    sums, keys = np.zeros((2, 1, table.rows.shape[2])), np.zeros((2, 1))
+    kept: list[tuple[int, Indices | None]] = []
+    both = np.arange(2)[:, None]
+    for groups in halves:
+        options = int(table.sizes[groups].max())
+        keys = (keys[:, :, None] + priced[groups, None, :options]).reshape(2, -1)
+        if keys.shape[1] <= STATES:
+            sums = (sums[:, :, None] + table.rows[groups, None, :options]).reshape(
+                2, -1, sums.shape[2]
+            )
+            kept.append((options, None))
+            continue
+        noisy = keys + noise * rng.random(keys.shape) if noise else keys
+        indices = noisy.argpartition(STATES, axis=1)[:, :STATES]
+        keys = keys[both, indices]
+        sums = sums[both, indices // options] + table.rows[groups[:, None], indices % options]
+        kept.append((options, indices))
+    return sums, kept
 
 
-def _join(
-    table: _Table, base: Indices, halves: Sequence[tuple[Indices, Array, Indices]], limit: float
-) -> Indices:
-    """Return `base` with two halves of a core chosen anew: the pair of least loss that fits.
+def _join(left: Array, right: Array, room: Array) -> tuple[int, int]:
+    """Return the pair of states of least loss whose costs fit into the room, as two indices.
 
-    Where no pair fits, it is the one that is least over the budgets.
+    Where no pair fits, it is the one that is least over.
+
+    Args:
+        left: States of one half, (n, budgets + 1).
+        right: Those of the other, (n, budgets + 1).
+        room: What the budgets leave, (budgets,).
     """
-    (left_groups, left, left_picks), (right_groups, right, right_picks) = halves
-    rest = np.ones(len(base), dtype=bool)
-    rest[left_groups] = rest[right_groups] = False
-    fixed = table.rows[rest, base[rest]].sum(axis=0)
+    left_room = room - left[:, :-1]
+    over = right[:, 0] > left_room[:, :1]
+    for column in range(1, len(room)):
+        over |= right[:, column] > left_room[:, column, None]
     total = left[:, -1, None] + right[:, -1]
-    room = limit - fixed[:-1] - right[:, :-1]
-    fits = np.ones(total.shape, dtype=bool)
-    for column in range(room.shape[1]):
-        fits &= left[:, column, None] <= room[:, column]
-    if fits.any():
-        total[~fits] = math.inf
+    if over.all():
+        total = np.maximum(right[:, :-1] - left_room[:, None], 0.0).sum(axis=2)
     else:
-        total = np.maximum(left[:, None, :-1] - room, 0.0).sum(axis=2)
-    at_left, at_right = divmod(int(total.argmin()), len(right))
-    choice = base.copy()
-    choice[left_groups] = left_picks[at_left]
-    choice[right_groups] = right_picks[at_right]
-    return choice
+        np.putmask(total, over, math.inf)
+    return divmod(int(total.argmin()), len(right))
 
 
 def _fill(table: _Table, choice: Indices, limit: float) -> Indices:
     """Return an allocation after the best single changes that still fit, until there is none."""
-    choice = choice.copy()
+    choice, rows = choice.copy(), table.rows[:-1]
     place = np.arange(len(choice))
     while True:
-        change = table.rows - table.rows[place, choice][:, None, :]
+        change = rows - rows[place, choice][:, None]
         room = limit - table.totals(choice)[:-1]
         gain = np.where((change[:, :, :-1] <= room).all(axis=2), change[:, :, -1], 0.0)
-        group, option = np.unravel_index(int(gain.argmin()), gain.shape)
+        group, option = divmod(int(gain.argmin()), gain.shape[1])
         if gain[group, option] >= 0 or np.any(room < 0):
             return choice
         choice[group] = option
