@@ -15,7 +15,8 @@ import numpy.typing as npt
 from nas.block import Block
 from nas.errors import InfeasibleBudget
 from nas.pipeline.part_costs import PartCosts, Terms
-from nas.search.allocate import Options, choose
+from nas.search.allocate import choose
+from nas.search.knapsack import Options
 from nas.space.loss_table import LossTable
 from nas.supernet.gates import dims
 
