@@ -217,8 +217,7 @@ class Allocator:
     def _complete(self, outline: Choice) -> Completed:
         base = self.space.architecture({**self._inner, **outline})
         slots = self.space.slots(base)
-        known = {**self._only, **outline}
-        shapes = [self._shape_at(slot, base, known) for slot in slots[1:-1]]
+        shapes = [self._shapes_at(slot, base, outline) for slot in slots[1:-1]]
         widths = base.stages[0].width, base.stages[-1].width
         if widths not in self._ends:
             stem, *_, head = self.space.blocks(base)
@@ -239,7 +238,7 @@ class Allocator:
         loss = sum(spot.losses[option] for spot, option in zip(spots, picked, strict=True))
         return Completed(allocated(self.space, base, numbers), costs, loss)
 
-    def _shape_at(self, slot: str, base: Architecture, known: Choice) -> Shape:
+    def _shapes_at(self, slot: str, base: Architecture, outline: Choice) -> Shape:
         number, _, rest = slot.partition(".")
         index, kind = int(number[1:]) - 1, rest.rpartition(".")[2]
         width = base.stages[index].width
@@ -248,7 +247,10 @@ class Allocator:
             names = inner_options(self.space.stages[index], kind)
             own = tuple(f"{number}.{kind}.{name}" for name in names if name not in ALLOCATED)
             self._outer[index, kind] = own
-        fixed = tuple(known[name] for name in self._outer[index, kind])
+        fixed = tuple(
+            outline[name] if name in outline else self._only[name]
+            for name in self._outer[index, kind]
+        )
         return self._shape(index, kind, before, width, fixed)
 
     def _shape(

@@ -241,16 +241,15 @@ def _chosen_anew(
     least `priced` are kept, both halves at once, and all pairs of them are looked at.
     """
     steps = -(-len(core) // 2)
-    halves = np.full(2 * steps, len(base))  # the last group of the table is none
-    halves[: len(core)] = core
-    halves = halves.reshape(steps, 2)
+    groups = np.full(2 * steps, len(base))  # the last group of the table is none
+    groups[: len(core)] = core
+    halves = groups.reshape(steps, 2)
     sums, kept = _combine(table, halves, priced, noise=noise, rng=rng)
     fixed = table.totals(base)[:-1] - table.rows[core, base[core], :-1].sum(axis=0)
     choice = np.append(base, 0)
     for half, at in enumerate(_join(sums[0], sums[1], limit - fixed)):
-        for groups, (options, indices) in zip(halves[::-1], kept[::-1], strict=True):
+        for group, (options, indices) in zip(halves[::-1, half], kept[::-1], strict=True):
             at, option = divmod(at if indices is None else int(indices[half, at]), options)
-            group = groups[half]
             choice[group] = option if option < table.sizes[group] else 0
     return choice[:-1]
 

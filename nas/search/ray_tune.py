@@ -109,6 +109,8 @@ class EngineSearcher(Searcher):
         self._options = options
         self._asked = self._failures = 0
         self._held: ExitStack | None = None
+        self._is_current = self._is_ended = False
+        self._recorded: dict[Hashable, tuple[int, bool]] = {}
         self._replay([])
 
     # ------------------------------------------------------------ the study's one owner

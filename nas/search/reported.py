@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from nas.search.evaluate import Outcome, understand
+from nas.search.options import RankBy
 from nas.study import Trial
 
 Result: TypeAlias = Mapping[str, Any]  # Any: whatever a trainable reports
 
 
-def reported(result: Result | None, metric: str, *, rank_by: str, error: bool) -> Outcome:
+def reported(result: Result | None, metric: str, *, rank_by: RankBy, error: bool) -> Outcome:
     """Return what a trial's last report means; `error`: the trial failed."""
     if error:
         return Outcome(reason="the trial failed; Tune's error file of the trial says how")
