@@ -5,10 +5,12 @@ python benchmarks/allocation_time.py [--space hybrid] [--target onnxruntime,fp32
 Prices are of the space's latency table, importance is random: it changes what is chosen, hardly how
 long that takes. Outlines are drawn evenly over levels of cost; counted are those that are too slow
 at their dearest inner numbers and fast enough at their cheapest, for the others need no choosing.
-Each is completed once; the first ones fill the caches that a search fills once as well.
+Each is completed once; the first ones fill the caches that a search fills once as well. Beside the
+time by the clock stands processor time, which other work on the machine disturbs less.
 """
 
 import argparse
+import os
 import time
 
 import numpy as np
@@ -56,24 +58,28 @@ def budgets_of(space: SearchSpace, table: LatencyTable, count: int) -> dict[str,
     return {name: LEVEL * cost for name, cost in list(whole.items())[:count]}
 
 
-def timed(space: SearchSpace, table: LatencyTable, count: int, networks: int) -> list[float]:
-    """Return the ms of completing each of many random outlines within `count` budgets."""
+def timed(
+    space: SearchSpace, table: LatencyTable, count: int, networks: int
+) -> list[tuple[float, float]]:
+    """Return the ms of completing each of many random outlines within `count` budgets, by the clock
+    and of the processor."""
     limits = budgets_of(space, table, count)
     allocator = Allocator(space, random_losses(space, 0), PartCosts({METRIC: table}, space), limits)
     rng = np.random.default_rng(stage_seed(count, "outlines"))
-    found: list[float] = []
+    found: list[tuple[float, float]] = []
     while len(found) < WARM_UP + networks:
         whole = space.choice(space.sample(rng, level=float(rng.uniform(0.2, 0.9))))
         outline = {gene: whole[gene] for gene in allocator.genes}
         least, most = allocator.bounds([outline])
         if not least[METRIC][0] <= limits[METRIC] < most[METRIC][0]:
             continue
-        begun = time.perf_counter()
+        begun, cpu_begun = time.perf_counter(), time.process_time()
         try:
             allocator.complete(outline)
         except InfeasibleBudget:
             continue
-        found.append(1e3 * (time.perf_counter() - begun))
+        ended, cpu_ended = time.perf_counter(), time.process_time()
+        found.append((1e3 * (ended - begun), 1e3 * (cpu_ended - cpu_begun)))
     return found[WARM_UP:]
 
 
@@ -89,9 +95,10 @@ def main() -> None:
     if path is None:
         raise SystemExit(f"no table of {target}: nas profile --space {options.space} makes it")
     table, space = LatencyTable.load(path), SearchSpace.load(options.space)
-    figures = []
+    figures, cpu_ms = [], []
     for count in (1, 2, 3):
-        times = np.array(timed(space, table, count, options.networks))
+        times, cpu_times = np.array(timed(space, table, count, options.networks)).T
+        cpu_ms.append(round(float(np.median(cpu_times)), 2))
         figures.append(
             Figure(
                 figure=f"ms a candidate of {space.name} within {count} budget(s), median of "
@@ -102,7 +109,11 @@ def main() -> None:
                 holds=bool(np.median(times) <= ASKED_MS),
             )
         )
-    record("allocation_time", figures)
+    notes = {
+        "processor_ms_median_by_budgets": cpu_ms,
+        "load_average_of_the_last_5_minutes": round(os.getloadavg()[1], 1),
+    }
+    record("allocation_time", figures, notes=notes)
 
 
 if __name__ == "__main__":

@@ -13,22 +13,26 @@ from nas.space import Architecture, architecture_of
 SCHEMA = 1
 FILE = "winner.json"
 LATENCY = "latency_ms"
+STATISTICS = ("median", "p95")  # what of a measurement a budget is compared with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
     """Top-1 accuracy, 0 to 1: on the search split, and on test once `verify` has opened it.
 
-    `search_images` is how many images the first was counted on, 0 where nobody noted it.
+    `search_images` is how many images the first was counted on, 0 where nobody noted it. Those of
+    the int8 file are there where a target runs it.
     """
 
     search: float
     search_images: int = 0
     test: float | None = None
     test_images: int = 0
+    search_int8: float | None = None
+    test_int8: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("search", "test"):
+        for name in ("search", "test", "search_int8", "test_int8"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"accuracy.{name} must be from 0 to 1, but is {value}.")
@@ -57,8 +61,16 @@ class TargetResult:
 
     @property
     def upper_ms(self) -> float | None:
-        """What a budget is compared with: the upper end of the interval; None if not measured."""
+        """The upper end of the median's interval; None if not measured."""
         return self.measured_ms if self.ci_high_ms is None else self.ci_high_ms
+
+    def judged_ms(self, statistic: str) -> float | None:
+        """Return what a budget is compared with; None if it was not measured.
+
+        Args:
+            statistic: "median" for the upper end of its interval, "p95" for the 95th percentile.
+        """
+        return self.p95_ms if statistic == "p95" else self.upper_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +88,8 @@ class Ancestry:
 class Winner:
     """The value in winner.json. `files` maps the exported files a promise is about to sha256.
 
-    The model card (README.md) is not among them: its words may be edited.
+    The model card (README.md) is not among them: its words may be edited. `statistic` is one of
+    STATISTICS: what of a measured latency its budget is compared with.
     """
 
     schema: int = SCHEMA
@@ -88,11 +101,16 @@ class Winner:
     ancestry: Ancestry
     data: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    statistic: str = "median"
     command: str = ""
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ConfigError(f"winner schema {self.schema} is not known; this is {SCHEMA}.")
+        if self.statistic not in STATISTICS:
+            raise ConfigError(
+                f"statistic must be one of {', '.join(STATISTICS)}, but is {self.statistic!r}."
+            )
         architecture = Architecture.from_json(self.architecture)
         if architecture_of(parse_network(self.blocks), space=architecture.space) != architecture:
             raise ConfigError("blocks and architecture must describe the same network.")

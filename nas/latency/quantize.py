@@ -8,7 +8,6 @@ import contextlib
 import io
 import logging
 import os
-import platform
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,13 +16,18 @@ from typing import Any
 from nas.errors import CorruptFile, DeviceError
 from nas.files import write_atomic
 from nas.latency.runtimes.protocol import Values, first_line, sample_input
+from nas.target import Device
 
 RANDOM_SAMPLES = 4
 # Any: protobuf messages of onnx, models of openvino and nncf, which have no types.
 
 
 def quantize_onnx(
-    source: Path, destination: Path, *, samples: Iterable[Values] | None = None
+    source: Path,
+    destination: Path,
+    *,
+    samples: Iterable[Values] | None = None,
+    device: Device | None = None,
 ) -> Path:
     """Write an ONNX file in int8 as ONNX Runtime runs it best, and return its path.
 
@@ -35,6 +39,8 @@ def quantize_onnx(
         destination: Where to write; replaced atomically.
         samples: Inputs to calibrate on, each of the input's shape; by default random ones, which
             are enough to time it and not to use it.
+        device: What will run it; this machine by default. Types of activations are those its
+            instructions are fastest with, weights of an x86 one that is elsewhere have 7 bits.
 
     Raises:
         CorruptFile: `source` is not an ONNX file.
@@ -50,7 +56,10 @@ def quantize_onnx(
         name, shape = _input_of(model)
     except Exception as error:  # onnx and protobuf each have their own
         raise CorruptFile(f"{source.name} cannot be quantized: {first_line(error)}") from error
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    here = Device.here()
+    device = device or here
+    is_x86 = device.arch == "x86_64"
+    has_vnni = device.slug == here.slug and _has_vnni()  # of another machine nobody knows
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared, written = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         try:
@@ -61,7 +70,7 @@ def quantize_onnx(
                 _Samples(name, random_samples(shape) if samples is None else samples),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                reduce_range=is_x86 and not _has_vnni(),
+                reduce_range=is_x86 and not has_vnni,
                 activation_type=QuantType.QUInt8 if is_x86 else QuantType.QInt8,
                 weight_type=QuantType.QInt8,
             )
@@ -70,6 +79,18 @@ def quantize_onnx(
                 f"onnxruntime cannot quantize {source.name}: {first_line(error)}"
             ) from error
         return write_atomic(destination, written.read_bytes())
+
+
+def is_quantized(source: Path) -> bool:
+    """Return whether an ONNX file is in int8 already: whether its graph has quantized values.
+
+    Raises:
+        Exception: onnx's or protobuf's own, where it is not an ONNX file.
+    """
+    import onnx
+
+    nodes = onnx.load(str(source), load_external_data=False).graph.node
+    return any(node.op_type == "DequantizeLinear" for node in nodes)
 
 
 def quantize_openvino(

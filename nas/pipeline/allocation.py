@@ -133,6 +133,7 @@ class Allocator:
             gene: options[0] for gene, options in all_genes(space).items() if gene not in self.genes
         }
         self._shapes: dict[tuple[Any, ...], Shape] = {}
+        self._outer: dict[tuple[int, str], tuple[str, ...]] = {}  # genes inside kinds of a stage
         self._part_losses: dict[tuple[str, int], list[list[float]]] = {}
         self._ends: dict[tuple[int, int], Terms] = {}  # of stem and head, by their widths
         self._done: dict[tuple[Any, ...], Completed | None] = {}
@@ -242,11 +243,13 @@ class Allocator:
         index, kind = int(number[1:]) - 1, rest.rpartition(".")[2]
         width = base.stages[index].width
         before = base.stages[index - 1].width if rest.startswith("by.") else width
-        known = {**self._only, **outline}
+        if (index, kind) not in self._outer:
+            names = inner_options(self.space.stages[index], kind)
+            own = tuple(f"{number}.{kind}.{name}" for name in names if name not in ALLOCATED)
+            self._outer[index, kind] = own
         fixed = tuple(
-            known[f"{number}.{kind}.{name}"]
-            for name in inner_options(self.space.stages[index], kind)
-            if name not in ALLOCATED
+            outline[name] if name in outline else self._only[name]
+            for name in self._outer[index, kind]
         )
         return self._shape(index, kind, before, width, fixed)
 

@@ -20,6 +20,7 @@ from nas.pipeline.run import Progress, Run
 from nas.pipeline.winners import verdict
 from nas.space import Architecture
 from nas.target import Target
+from nas.winner.quantized import INT8
 from nas.winner.verify import ONNX, result_of, verify_elsewhere
 
 
@@ -96,6 +97,11 @@ def _looked_up(
     return {name: known[key] for name, key in keys.items()}
 
 
+def _timed_file(folder: Path, winner: Winner) -> Path:
+    """Return the file whose accuracy and latency are promised for the device: int8, if there is."""
+    return folder / (INT8 if INT8 in winner.files else ONNX)
+
+
 def plan_winner(folder: Path, plan: Path) -> Outcome:
     """Write a winner's ONNX file into a new folder, to be timed by hand."""
     winner = Winner.load(folder)
@@ -105,7 +111,7 @@ def plan_winner(folder: Path, plan: Path) -> Outcome:
         plan,
         space=Architecture.from_json(winner.architecture).space,
         command=f"nas verify {folder} --plan THIS_FOLDER --results times.csv --target TARGET",
-        given={winner.id: folder / ONNX},
+        given={winner.id: _timed_file(folder, winner)},
     )
     return _written(plan, manifest)
 
@@ -129,8 +135,9 @@ def verify_by_files(
     winner, there = Winner.load(folder), Target.from_id(target)
     manifest = read_plan(plan)
     digests = [file.sha256 for file in manifest.of_kind("check").values()]
-    if digests != [digest_file(folder / ONNX)]:
-        raise ConfigError(f"{plan} is not of {folder / ONNX}. Write another --plan and time that.")
+    file = _timed_file(folder, winner)
+    if digests != [digest_file(file)]:
+        raise ConfigError(f"{plan} is not of {file}. Write another --plan and time that.")
     (timing,) = network_times(manifest, results, there).values()
 
     def stopwatch(folder: Path) -> TargetResult:

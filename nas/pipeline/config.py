@@ -10,6 +10,7 @@ from nas.errors import ConfigError
 from nas.files import into, parse_yaml, read_yaml, to_plain, unknown_key
 from nas.latency import ProfileConfig
 from nas.latency.check import MIN_NETWORKS
+from nas.manifest import STATISTICS
 from nas.pipeline.sample import RankConfig
 from nas.space.loss_table import METHODS
 from nas.study import mask_url
@@ -19,7 +20,6 @@ from nas.winner.distill import DistillConfig
 SCHEMA = 1
 ENGINES = ("local", "ray")
 IMPORTANCES = ("none", *METHODS)
-STATISTICS = ("median", "p95")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,15 +15,18 @@ import numpy.typing as npt
 from nas.block import Block
 from nas.errors import InfeasibleBudget
 from nas.pipeline.part_costs import PartCosts, Terms
-from nas.search import Group, allocate
+from nas.search.allocate import choose
+from nas.search.knapsack import Options
 from nas.space.loss_table import LossTable
 from nas.supernet.gates import dims
 
+Indices: TypeAlias = npt.NDArray[np.intp]
 Numbers: TypeAlias = tuple[tuple[str, int], ...]  # (field of the block, number)
 
 ROUNDS = 4
 CLOSE = 0.003  # of a budget: what rates at one network may be wrong by at the next
 HALVINGS = 11
+NEAR = 0.005  # of a budget: near enough to it for rates
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +108,33 @@ def fit_parts(
     Raises:
         InfeasibleBudget: the cheapest options are over a limit.
     """
-    least = fixed + sum((spot.part.terms.min(axis=0) for spot in spots), np.zeros(len(fixed)))
+    if not spots:
+        _check(fixed, costs, limits)
+        return [], fixed
+    options = _Spots.of(spots)
+    _check(fixed + np.minimum.reduceat(options.terms, options.starts).sum(axis=0), costs, limits)
+    freest = options.least(options.losses)
+    terms = options.added(freest, fixed)
+    if _use(costs, terms, limits) <= 1:
+        return freest.tolist(), terms
+    point = terms if costs.are_sums else _near(options, terms, fixed, costs, limits)
+    reserve = 0.0 if costs.are_sums else CLOSE / 3
+    aims = {metric: limit * (1 - reserve) for metric, limit in limits.items()}
+    for _ in range(1 if costs.are_sums else ROUNDS):
+        picked = _round(options, point, fixed, costs, aims)
+        if picked is None:
+            break
+        terms = options.added(picked, fixed)
+        use = _use(costs, terms, limits)
+        if use <= 1:
+            return picked.tolist(), terms
+        point = terms
+        aims = {name: aim / (use * (1 + CLOSE)) for name, aim in aims.items()}
+    return _cheapest(options, fixed, costs, limits)
+
+
+def _check(least: Terms, costs: PartCosts, limits: Mapping[str, float]) -> None:
+    """Raise InfeasibleBudget if the least a network may have is over a limit."""
     if _use(costs, least, limits) > 1:
         metric = max(limits, key=lambda name: costs.totals(least)[name] / limits[name])
         raise InfeasibleBudget(
@@ -114,56 +143,59 @@ def fit_parts(
             budget=limits[metric],
             smallest=float(costs.totals(least)[metric]),
         )
-    freest = [int(np.argmin(spot.losses)) for spot in spots]
-    terms = _terms(spots, freest, fixed)
-    if _use(costs, terms, limits) <= 1:
-        return freest, terms
-    options = _Options.of(spots)
-    point = _near(spots, options, fixed, costs, limits)
-    reserve = 0.0 if costs.are_sums else CLOSE / 3
-    aims = {metric: limit * (1 - reserve) for metric, limit in limits.items()}
-    for _ in range(1 if costs.are_sums else ROUNDS):
-        picked = _round(spots, options, point, fixed, costs, aims)
-        if picked is None:
-            break
-        terms = _terms(spots, picked, fixed)
-        use = _use(costs, terms, limits)
-        if use <= 1:
-            return picked, terms
-        point = terms
-        aims = {name: aim / (use * (1 + CLOSE)) for name, aim in aims.items()}
-    return _cheapest(spots, fixed, costs, limits)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Options:
-    """All options of all parts below each other, and where each part's begin."""
+class _Spots:
+    """All options of all parts below each other.
+
+    Attributes:
+        terms: Of each option, (options, terms).
+        losses: Of each option, (options,).
+        sizes: How many options each part has, (parts,).
+        starts: Where each part's begin, (parts,).
+        places: The same as a table, (parts, most); beyond a part's own its first one again.
+    """
 
     terms: Terms
-    losses: npt.NDArray[np.float64]
-    starts: npt.NDArray[np.intp]
+    losses: Terms
+    sizes: Indices
+    starts: Indices
+    places: Indices
 
     @classmethod
-    def of(cls, spots: Sequence["Spot"]) -> "_Options":
-        sizes = [len(spot.losses) for spot in spots]
-        losses = np.concatenate([np.asarray(spot.losses) for spot in spots])
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        return cls(np.concatenate([spot.part.terms for spot in spots]), losses, starts)
+    def of(cls, spots: Sequence["Spot"]) -> "_Spots":
+        sizes = np.array([len(spot.losses) for spot in spots])
+        starts = np.cumsum(sizes) - sizes
+        numbers = np.arange(int(sizes.max()))
+        return cls(
+            terms=np.concatenate([spot.part.terms for spot in spots]),
+            losses=np.array([loss for spot in spots for loss in spot.losses]),
+            sizes=sizes,
+            starts=starts,
+            places=starts[:, None] + np.where(numbers < sizes[:, None], numbers, 0),
+        )
 
-    def least(self, rates: npt.NDArray[np.float64], price: float) -> Terms:
-        """Return the terms of the options of least loss + price x rates, added up."""
-        priced = self.losses + price * rates
-        lowest = np.minimum.reduceat(priced, self.starts)
-        is_lowest = priced == np.repeat(lowest, np.diff([*self.starts, len(priced)]))
-        first = np.flatnonzero(is_lowest)
-        places = np.searchsorted(first, self.starts)
-        total: Terms = self.terms[first[places]].sum(axis=0)
+    def least(self, priced: Terms) -> Indices:
+        """Return which option of each part is priced least, (parts,)."""
+        picked: Indices = priced[self.places].argmin(axis=1)
+        return picked
+
+    def added(self, picked: Indices, fixed: Terms) -> Terms:
+        """Return the terms of a network, (terms,)."""
+        total: Terms = fixed + self.terms[self.starts + picked].sum(axis=0)
         return total
+
+    def shares(self, costs: PartCosts, point: Terms, limits: Mapping[str, float]) -> Terms:
+        """Return what options use of all limits together by the rates at a network, (options,)."""
+        slopes = [costs.slopes(metric, point) / limit for metric, limit in limits.items()]
+        shares: Terms = self.terms @ np.sum(slopes, axis=0)
+        return shares
 
 
 def _near(
-    spots: Sequence["Spot"],
-    options: _Options,
+    options: _Spots,
+    point: Terms,
     fixed: Terms,
     costs: PartCosts,
     limits: Mapping[str, float],
@@ -171,58 +203,37 @@ def _near(
     """Return the terms of a network at the limits, not far from the best, to take rates at.
 
     One multiplier for what options use of all limits, at the rates of the network itself as it
-    changes; it is doubled until the limits hold, then halved in between.
+    changes, from those at `point` on; it is doubled until the limits hold, then halved in between
+    until the network is near them.
     """
-    if costs.are_sums:
-        return fixed
-    point = _terms(spots, [int(np.argmin(spot.losses)) for spot in spots], fixed)
     low, high = 0.0, 0.0
     price = float(np.ptp(options.losses)) or 1.0
     for _ in range(HALVINGS):
-        rates = sum(
-            (options.terms @ costs.slopes(metric, point)) / limit
-            for metric, limit in limits.items()
-        )
-        assert isinstance(rates, np.ndarray)
-        point = fixed + options.least(rates, price)
-        is_over = _use(costs, point, limits) > 1
-        low, high = (price, high) if is_over else (low, price)
+        priced = options.losses + price * options.shares(costs, point, limits)
+        point = options.added(options.least(priced), fixed)
+        use = _use(costs, point, limits)
+        if 1 - NEAR <= use <= 1:
+            break
+        low, high = (price, high) if use > 1 else (low, price)
         price = 2 * low if high == 0 else (low + high) / 2
     return point
 
 
 def _round(
-    spots: Sequence[Spot],
-    options: _Options,
-    point: Terms,
-    fixed: Terms,
-    costs: PartCosts,
-    aims: Mapping[str, float],
-) -> list[int] | None:
+    options: _Spots, point: Terms, fixed: Terms, costs: PartCosts, aims: Mapping[str, float]
+) -> Indices | None:
     """Return the allocation by the rates at one network; None if none meets the aims by them."""
     prices, budgets, totals = {}, {}, costs.totals(point)
     for metric, aim in aims.items():
         slopes = costs.slopes(metric, point)
-        prices[metric] = [
-            own.tolist() for own in np.split(options.terms @ slopes, options.starts[1:])
-        ]
+        prices[metric] = options.terms @ slopes
         budgets[metric] = aim - float(totals[metric] - slopes @ point) - float(slopes @ fixed)
     if any(budget <= 0 for budget in budgets.values()):
         return None
-    groups = [
-        Group(loss=spot.losses, costs={metric: prices[metric][place] for metric in aims})
-        for place, spot in enumerate(spots)
-    ]
     try:
-        return list(allocate(groups, budgets).choice)
+        return choose(Options(losses=options.losses, costs=prices, sizes=options.sizes), budgets)[0]
     except InfeasibleBudget:
         return None
-
-
-def _terms(spots: Sequence[Spot], picked: Sequence[int], fixed: Terms) -> Terms:
-    chosen = [spot.part.terms[option] for spot, option in zip(spots, picked, strict=True)]
-    total: Terms = fixed + np.sum(chosen, axis=0) if chosen else fixed
-    return total
 
 
 def _use(costs: PartCosts, terms: Terms, limits: Mapping[str, float]) -> float:
@@ -232,17 +243,11 @@ def _use(costs: PartCosts, terms: Terms, limits: Mapping[str, float]) -> float:
 
 
 def _cheapest(
-    spots: Sequence[Spot], fixed: Terms, costs: PartCosts, limits: Mapping[str, float]
+    options: _Spots, fixed: Terms, costs: PartCosts, limits: Mapping[str, float]
 ) -> tuple[list[int], Terms]:
     """Return the cheapest options by their share of the limits; raise if they do not fit."""
-    picked = []
-    for spot in spots:
-        shares = sum(
-            spot.part.terms @ costs.slopes(metric, fixed) / limit
-            for metric, limit in limits.items()
-        )
-        picked.append(int(np.argmin(shares)))
-    terms = _terms(spots, picked, fixed)
+    picked = options.least(options.shares(costs, fixed, limits))
+    terms = options.added(picked, fixed)
     if _use(costs, terms, limits) > 1:
         metric, limit = next(iter(limits.items()))
         raise InfeasibleBudget(
@@ -251,4 +256,4 @@ def _cheapest(
             budget=limit,
             smallest=float(costs.totals(terms)[metric]),
         )
-    return picked, terms
+    return picked.tolist(), terms

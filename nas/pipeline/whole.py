@@ -1,5 +1,6 @@
 """The whole job, in order. Read this file first."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from nas.environment import program
@@ -90,19 +91,34 @@ def _table(
     latency, budget_ms = verified["latency"], searched["budget_ms"]
     params = sum(block.params for block in candidate.blocks)
     macs = sum(block.macs for block in candidate.blocks)
+    most = f"at most {latency['ci_high_ms']:.4g}"
+    if run.config.statistic == "p95":
+        most = f"95th percentile {latency['p95_ms']:.4g}"
     return {
         "winner": f"{candidate.id}, verified in a fresh process",
         "budget": f"{budget_ms:.4g} ms = {run.config.latency_budget}"
         f" ({searched['feasible_share']:.0%} of random networks meet it)",
-        "measured latency": f"{latency['measured_ms']:.4g} ms, at most "
-        f"{latency['ci_high_ms']:.4g} ({latency['measured_ms'] / budget_ms:.0%} of the budget, "
+        "measured latency": f"{latency['measured_ms']:.4g} ms, {most} "
+        f"({latency['measured_ms'] / budget_ms:.0%} of the budget, "
         f"grade {latency['grade']})",
         "predicted latency": f"{latency['predicted_ms']:.4g} ms",
         "test accuracy": f"{verified['accuracy']['test']:.1%} "
         f"({distilled['accuracy']:.1%} on search, {distilled['inherited']:.1%} inherited)",
+        **_in_int8(verified["accuracy"]),
         "size": f"{params:,} parameters, {macs / 1e6:.3g} MMACs",
         "device": target_id,
         "latency table": errors_text(profiled["predictions"]),
         "folder": verified["folder"],
         "report": page,
     }
+
+
+def _in_int8(accuracy: Mapping[str, Any]) -> dict[str, str]:
+    """Return the row of the int8 file's accuracy; none where there is no such file."""
+    test, search = (
+        accuracy.get("test_int8"),
+        accuracy.get("search_int8"),
+    )  # a run of before has none
+    if test is None or search is None:
+        return {}
+    return {"test accuracy in int8": f"{test:.1%} ({search:.1%} on search)"}

@@ -102,7 +102,11 @@ class Candidate:
                 data=self.materials.data,
             )
             progress(1, 1, str(self.folder))
-            return {"folder": str(self.folder), "files": exported.files}
+            return {
+                "folder": str(self.folder),
+                "files": exported.files,
+                "accuracy": exported.accuracy,
+            }
 
         return self.run.stage(self.key("export"), work)
 
@@ -138,6 +142,7 @@ class Candidate:
                 teacher=distilled["teacher"],
             ),
             data=materials.data.name,
+            statistic=self.run.config.statistic,
             command=shlex.join(["nas", *map(mask_url, sys.argv[1:])]),
         )
 
@@ -226,8 +231,20 @@ def export(run: Run) -> Outcome:
         )
     results = [item.export() for item in ready]
     verify = f"{program('nas')} verify"
-    lines = [f"{row['folder']}: check it with `{verify} {row['folder']}`" for row in results]
+    lines = [
+        f"{row['folder']}:{_int8_words(row.get('accuracy') or {})} check it with "
+        f"`{verify} {row['folder']}`"
+        for row in results
+    ]
     return Outcome(values={"exported": results}, lines=tuple(lines))
+
+
+def _int8_words(accuracy: dict[str, Any]) -> str:
+    """Return what the int8 file scores beside the network; nothing where there is no such file."""
+    int8 = accuracy.get("search_int8")
+    if int8 is None:
+        return ""
+    return f" {accuracy['search']:.1%} on the search split, {int8:.1%} in int8;"
 
 
 def verify_folder(

@@ -145,13 +145,15 @@ def verdict(content: ReportInput) -> Verdict:
     if content.winner is None:
         return Verdict(text=f"No network has met the budget of {budget} yet.", kept=False)
     result = content.winner.on(content.target)
-    if result is None or result.measured_ms is None or result.upper_ms is None:
+    judged_ms = result.judged_ms(content.winner.statistic) if result is not None else None
+    if result is None or result.measured_ms is None or judged_ms is None:
         return Verdict(text=f"The winner is not measured yet; the budget is {budget}.", kept=False)
     text = f"The winner takes {numbers.ms(result.measured_ms)}, measured whole: "
-    if result.upper_ms <= content.budget_ms:
+    if judged_ms <= content.budget_ms:
         return Verdict(text=f"{text}it meets the budget of {budget}.", kept=True)
-    over = numbers.percent(result.upper_ms / content.budget_ms - 1)
-    text += f"at up to {numbers.ms(result.upper_ms)} it is over the budget of {budget} by {over}."
+    over = numbers.percent(judged_ms / content.budget_ms - 1)
+    most = "a 95th percentile of" if content.winner.statistic == "p95" else "up to"
+    text += f"at {most} {numbers.ms(judged_ms)} it is over the budget of {budget} by {over}."
     return Verdict(text=text, kept=False)
 
 

@@ -1,8 +1,9 @@
 """The engine as a searcher of Ray Tune: budgets, samplers, completion and rows for `tune.Tuner`."""
 
 import logging
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,20 +12,20 @@ from ray.tune.search import Searcher
 from nas.errors import ConfigError, CorruptFile
 from nas.files import read_json, write_json
 from nas.search.budgets import meets
-from nas.search.evaluate import Outcome, understand
+from nas.search.evaluate import Outcome
 from nas.search.ledger import FAILURES_IN_A_ROW, outcome_of
 from nas.search.options import SearchOptions
 from nas.search.propose import Candidate, Proposer, begin
+from nas.search.reported import Result, attempts_of, config_of, from_event, reported, to_event
 from nas.search.rows import Price
 from nas.search.samplers import Proposal
-from nas.study import Choice, Option, Study
+from nas.study import Choice, Option, Study, Trial, hold
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 PICKLED = ("_start", "_evaluations", "_options", "_metric", "_mode")  # the rest is the journal
 Event: TypeAlias = dict[str, Any]  # Any: plain JSON; {"ask"}, {"ask", "tell"} or {"adopt", "tell"}
-Result: TypeAlias = Mapping[str, Any]  # Any: whatever a trainable reports
 
 
 def tune_searcher(
@@ -45,6 +46,10 @@ def tune_searcher(
     `metric` as the accuracy, `loss` if there is one; a trial that fails, reports nothing or NaN
     is a failed row. `Tuner.restore` goes on with what was asked and told (JSON beside Ray's own
     state); rows of the study that this state does not know are taken over.
+
+    From its first candidate on the searcher owns its study, in the process that runs the Tuner,
+    until every trial is recorded, `searcher.close()`, or that process ends; a second one is refused
+    with TryAgain by its `suggest`, which ends its Tuner.
 
     Args:
         genes: The options of every gene: plain values or tuples of them.
@@ -103,7 +108,40 @@ class EngineSearcher(Searcher):
         self._evaluations = evaluations
         self._options = options
         self._asked = self._failures = 0
+        self._held: ExitStack | None = None
+        self._is_current = self._is_ended = False
+        self._recorded: dict[Hashable, tuple[int, bool]] = {}
         self._replay([])
+
+    # ------------------------------------------------------------ the study's one owner
+    def close(self) -> None:
+        """Give the study up. Tuners that do not use all evaluations leave that to the caller."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def _own(self) -> None:
+        """Own the study from now on; hear what others recorded before.
+
+        Raises:
+            TryAgain: another search owns it; the message says which.
+        """
+        self._hold()
+        if not self._is_current:
+            if attempts_of(self._rows()) != self._recorded:
+                self._replay(self._journal)
+            self._is_current = True
+
+    def _hold(self) -> None:
+        if self._held is None:
+            held = ExitStack()
+            held.enter_context(hold(self.study))
+            self._held, self._is_current = held, False
+            weakref.finalize(self, held.close)  # where nobody closes it; at the process's end too
+
+    def _close_if_done(self) -> None:
+        if not self._waiting and (self._is_ended or self._asked >= self._evaluations):
+            self.close()
 
     # ------------------------------------------------------------ what Tune calls
     def set_search_properties(
@@ -120,15 +158,16 @@ class EngineSearcher(Searcher):
         return False  # Ray then refuses a param_space that has something to search
 
     def suggest(self, trial_id: str) -> Any:  # Any: a dict or, against Ray's own type, a text
-        """Return the next candidate as a config; FINISHED if there is none to come."""
-        if self._asked >= self._evaluations:
-            return Searcher.FINISHED
-        if self._failures >= FAILURES_IN_A_ROW:
-            self._end(f"{self._failures} trials in a row failed")
-            return Searcher.FINISHED
-        candidate = self._proposer.next()
+        """Return the next candidate as a config; FINISHED if there is none to come.
+
+        Raises:
+            TryAgain: another search owns the study; the message says which, and until when.
+        """
+        if self._asked < self._evaluations:
+            self._own()
+        candidate = self._next()
         if candidate is None:
-            self._end(self._proposer.ended)
+            self._close_if_done()
             return Searcher.FINISHED
         self._await(trial_id, candidate)
         self._journal.append({"ask": trial_id, "choice": dict(candidate.choice)})
@@ -144,13 +183,14 @@ class EngineSearcher(Searcher):
     ) -> None:
         """Record what came of a trial; of one that is unknown too, if it is a candidate."""
         result = result or self._last.get(trial_id)
-        candidate = self._waiting.get(trial_id)
-        if candidate is None:
+        self._own()
+        if trial_id in self._waiting:
+            outcome = self._outcome(result, error=error)
+            self._journal.append({"tell": trial_id, **to_event(outcome)})
+            self._settle(trial_id, outcome)
+        else:
             self._reconcile(trial_id, result)
-            return
-        outcome = self._outcome(result, error=error)
-        self._journal.append({"tell": trial_id, **_plain(outcome)})
-        self._settle(trial_id, outcome)
+        self._close_if_done()
 
     def get_state(self) -> dict[str, Any]:  # Any: plain JSON
         """Return the journal."""
@@ -178,21 +218,21 @@ class EngineSearcher(Searcher):
         self.set_state(read_json(Path(checkpoint_path)))
 
     # ------------------------------------------------------------ recording
+    def _next(self) -> Candidate | None:
+        """Return the next candidate; None, with the reason in the study, if there is none."""
+        if self._asked >= self._evaluations:
+            return None
+        if self._failures >= FAILURES_IN_A_ROW:
+            self._end(f"{self._failures} trials in a row failed")
+            return None
+        candidate = self._proposer.next()
+        if candidate is None:
+            self._end(self._proposer.ended)
+        return candidate
+
     def _outcome(self, result: Result | None, *, error: bool) -> Outcome:
         """Return what a trial's last report means."""
-        if error:
-            return Outcome(reason="the trial failed; Tune's error file of the trial says how")
-        metric = str(self._metric)
-        if not result or metric not in result:
-            return Outcome(reason=f"the trial reported no {metric}")
-        answer = {"accuracy": result[metric]}
-        if result.get("loss") is not None:
-            answer["loss"] = result["loss"]
-        try:
-            outcome = understand(answer, self._options.rank_by)
-        except (TypeError, ValueError):
-            return Outcome(reason=f"{metric} is {result[metric]!r:.80}, not a number")
-        return replace(outcome, evaluation_s=result.get("time_total_s"))
+        return reported(result, str(self._metric), rank_by=self._options.rank_by, error=error)
 
     def _await(self, trial_id: str, candidate: Candidate) -> None:
         self._asked += 1
@@ -212,6 +252,7 @@ class EngineSearcher(Searcher):
         attempts, is_done = self._recorded.get(key, (0, False))
         if is_done or (attempts and outcome.accuracy is None):
             return
+        self._hold()  # a journal that is heard again may have what the study lost
         describe = self._options.describe
         self._recorded[key] = attempts + 1, outcome.accuracy is not None
         self.study.add(
@@ -231,12 +272,13 @@ class EngineSearcher(Searcher):
 
     def _end(self, why: str | None) -> None:
         logger.warning("no more trials: %s", why)
+        self._is_ended = True
         self.study.end(why)
 
     # ------------------------------------------------------------ going on
     def _reconcile(self, trial_id: str, result: Result | None) -> None:
         """Take over the result of a trial that this state never heard of, by its config."""
-        choice = self._choice_of(_config_of(result or {}))
+        choice = self._choice_of(config_of(result or {}))
         if choice is None:
             logger.warning("trial %s is unknown and has no candidate's config; ignored", trial_id)
             return
@@ -265,42 +307,48 @@ class EngineSearcher(Searcher):
     ) -> None:
         """Tell the mind of a candidate that it did not propose, or that was tried again."""
         self._asked += not self._proposer.is_seen(key)
-        self._journal.append({"adopt": dict(choice), **_plain(outcome)})
+        self._journal.append({"adopt": dict(choice), **to_event(outcome)})
         self._tell(self._proposer.adopt(choice), costs, outcome)
 
     def _replay(self, journal: Sequence[Event]) -> None:
         """Begin anew, hear a journal again, then the rows of the study that it does not know."""
+        self._is_current = self._held is not None  # only an owner's rows are all there will be
+        self._is_ended = False
         self._proposer = self._start(self.study)
         self._journal: list[Event] = []
         self._waiting: dict[str, Candidate] = {}
         self._last: dict[str, Result] = {}
         self._asked = self._failures = 0
-        rows = {self._proposer.problem.key(row.choice): row for row in self.study.trials}
-        self._recorded = {key: (row.attempt, row.is_complete) for key, row in rows.items()}
+        rows = self._rows()
+        self._recorded = attempts_of(rows)
         for event in journal:
             self._hear(event)
         for trial_id, candidate in list(self._waiting.items()):
             if candidate.key in rows:  # told after the state was saved
                 outcome = outcome_of(rows[candidate.key])
-                self._journal.append({"tell": trial_id, **_plain(outcome)})
+                self._journal.append({"tell": trial_id, **to_event(outcome)})
                 self._settle(trial_id, outcome)
         for key, row in rows.items():
             if not self._proposer.is_seen(key):
                 self._adopt(row.choice, dict(row.costs), key, outcome_of(row))
 
+    def _rows(self) -> dict[Hashable, Trial]:
+        """Return the last row of each candidate in the study now."""
+        return {self._proposer.problem.key(row.choice): row for row in self.study.trials}
+
     def _hear(self, event: Event) -> None:
         """Do again what an event of a journal says."""
         if "tell" in event:
             self._journal.append(event)
-            self._settle(event["tell"], _outcome(event))
+            self._settle(event["tell"], from_event(event))
             return
         choice = self._choice_of(event.get("choice") or event.get("adopt") or {})
         if choice is None:
             raise CorruptFile(f"a searcher's state has an event that is none: {event!r:.120}.")
         if "adopt" in event:
             choice, costs, key = self._proposer.complete(choice)
-            self._record(choice, costs, key, _outcome(event))
-            self._adopt(choice, costs, key, _outcome(event))
+            self._record(choice, costs, key, from_event(event))
+            self._adopt(choice, costs, key, from_event(event))
             return
         self._journal.append(event)
         self._await(event["ask"], self._again(choice))
@@ -326,27 +374,12 @@ class EngineSearcher(Searcher):
         return {"own": own, "study": study, "journal": self._journal}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:  # Any: as pickle has it
-        """Open the study again, $NAS_STORAGE if its URL has a password, and hear the journal."""
+        """Open the study again, $NAS_STORAGE if its URL has a password, and hear the journal.
+
+        Whoever owned the study, this copy does not: not until it suggests or records something.
+        """
         self.__dict__.update(state["own"])
+        self._held = None
         name, is_stored, url = state["study"]
         self.study = Study.load(name, storage=url) if is_stored else Study.in_memory(name)
         self._replay(state["journal"])
-
-
-def _config_of(result: Result) -> Mapping[str, Any]:  # Any: of a trial's config
-    """Return the config in a report; Tune hands reports on with nested keys joined by "/"."""
-    start = "config/"
-    flat = {
-        key.removeprefix(start): value for key, value in result.items() if key.startswith(start)
-    }
-    return {**flat, **(result.get("config") or {})}
-
-
-def _plain(outcome: Outcome) -> dict[str, Any]:  # Any: plain JSON
-    names = ("accuracy", "loss", "reason", "evaluation_s")
-    return {name: getattr(outcome, name) for name in names}
-
-
-def _outcome(event: Event) -> Outcome:
-    values: dict[str, Any] = {name: event.get(name) for name in _plain(Outcome())}
-    return Outcome(**values)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nas.block import parse_network
-from nas.manifest import LATENCY, TargetResult, Winner
+from nas.manifest import LATENCY, Accuracy, TargetResult, Winner
+from nas.winner.quantized import INT8
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
@@ -63,7 +64,7 @@ timm's transform above does all of it.{labels}
 | file | what it is |
 | --- | --- |
 | `config.json`, `model.safetensors` | the network as timm loads it: `{entrypoint}` |
-| `model.onnx` | the same network, {precision}, batch 1 |
+| `model.onnx` | the same network, {precision}, batch 1 |{int8}
 | `winner.json` | architecture, blocks, promises, measurements, ancestry, sha256 of the files |
 
 ## Blocks
@@ -77,6 +78,7 @@ timm's transform above does all of it.{labels}
 {ancestry}
 """
 
+INT8_FILE = "the same in int8 for ONNX Runtime, calibrated on training images, batch 1"
 NAS_NOTE = """\
 The architecture is a list of blocks under the name `nas_hybrid`, which `import nas.network`
 registers with timm (`pip install hybrid-nas`; `import nas` alone does not register it).
@@ -113,6 +115,7 @@ def render(winner: Winner, config: Mapping[str, Any]) -> str:
         labels=labels,
         entrypoint=config["architecture"],
         precision="fp32",
+        int8=f"\n| `{INT8}` | {INT8_FILE} |" if INT8 in winner.files else "",
         blocks="\n".join(winner.blocks),
         ancestry=_ancestry(winner),
     )
@@ -128,6 +131,7 @@ def measured(winner: Winner) -> str:
     rows = [
         ("accuracy, search split", f"{100 * accuracy.search:.1f} %"),
         ("accuracy, test split", test),
+        *_int8_rows(accuracy),
         ("parameters", f"{sum(block.params for block in blocks):,}"),
         ("multiply-accumulates an image", f"{sum(block.macs for block in blocks):,}"),
     ]
@@ -140,12 +144,26 @@ def measured(winner: Winner) -> str:
     return f"{BEGIN}\n| what | value |\n| --- | --- |\n{table}\n{END}"
 
 
+def _int8_rows(accuracy: Accuracy) -> list[tuple[str, str]]:
+    """Return the rows about the int8 file; none where there is no such file."""
+    if accuracy.search_int8 is None:
+        return []
+    test = "not opened yet; run `nas verify`"
+    if accuracy.test_int8 is not None:
+        test = f"{100 * accuracy.test_int8:.1f} % of {accuracy.test_images} images"
+    return [
+        ("accuracy in int8, search split", f"{100 * accuracy.search_int8:.1f} %"),
+        ("accuracy in int8, test split", test),
+    ]
+
+
 def _latency_rows(winner: Winner, result: TargetResult) -> list[tuple[str, str]]:
     """Return the rows of one target: where, budget, prediction, measurement."""
     rows = [("**latency on**", f"`{_plain(result.target)}`")]
     budget = winner.latency_budget_ms(result.target)
     if budget is not None:
-        rows.append(("budget", f"{budget:.4g} ms"))
+        of_p95 = " for the 95th percentile" if winner.statistic == "p95" else ""
+        rows.append(("budget", f"{budget:.4g} ms{of_p95}"))
     if result.predicted_ms is not None:
         rows.append(("predicted by the latency table", f"{result.predicted_ms:.4g} ms"))
     if result.measured_ms is None or result.upper_ms is None:
@@ -154,8 +172,9 @@ def _latency_rows(winner: Winner, result: TargetResult) -> list[tuple[str, str]]
     if result.p95_ms is not None:
         text += f", 95th percentile {result.p95_ms:.4g} ms"
     rows.append((f"measured (timing grade {result.grade})", text))
-    if budget is not None and result.upper_ms > budget:
-        rows.append(("**over the budget by**", f"{100 * (result.upper_ms / budget - 1):.1f} %"))
+    judged_ms = result.judged_ms(winner.statistic)
+    if budget is not None and judged_ms is not None and judged_ms > budget:
+        rows.append(("**over the budget by**", f"{100 * (judged_ms / budget - 1):.1f} %"))
     return rows
 
 

@@ -1,5 +1,6 @@
 """Whether an exported file computes what the network computes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,14 @@ from nas.errors import CorruptFile, DeviceError
 
 def onnx_scores(path: Path | str, images: Tensor) -> Tensor:
     """Return the scores (n, classes) that ONNX Runtime's CPU gives images (n, c, h, w) one by one.
+
+    Errors are those of `onnx_scorer`.
+    """
+    return onnx_scorer(path)(images)
+
+
+def onnx_scorer(path: Path | str) -> Callable[[Tensor], Tensor]:
+    """Load a file for ONNX Runtime's CPU, one thread; return what scores images as `onnx_scores`.
 
     Raises:
         CorruptFile: it is not an ONNX file that can be run.
@@ -29,13 +38,22 @@ def onnx_scores(path: Path | str, images: Tensor) -> Tensor:
             str(path), options, providers=["CPUExecutionProvider"]
         )
         name = session.get_inputs()[0].name
-        rows = [session.run(None, {name: image[None].numpy()})[0] for image in images.contiguous()]
     except Exception as error:  # the library has no public root of its errors
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CorruptFile(
-            f"{path} cannot be run by ONNX Runtime: {first}. Export the winner again."
-        ) from error
-    return torch.cat([torch.from_numpy(row) for row in rows])
+        raise _unusable(path, error) from error
+
+    def scores(images: Tensor) -> Tensor:
+        try:
+            rows = [session.run(None, {name: one[None].numpy()})[0] for one in images.contiguous()]
+        except Exception as error:  # the library has no public root of its errors
+            raise _unusable(path, error) from error
+        return torch.cat([torch.from_numpy(row) for row in rows])
+
+    return scores
+
+
+def _unusable(path: Path | str, error: Exception) -> CorruptFile:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return CorruptFile(f"{path} cannot be run by ONNX Runtime: {first}. Export the winner again.")
 
 
 @torch.no_grad()

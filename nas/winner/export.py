@@ -24,9 +24,10 @@ from nas.network import NasHybrid, stock
 from nas.winner import card
 from nas.winner.compare import network_scores, onnx_scores, relative_error
 from nas.winner.promise import ONNX_TOLERANCE
+from nas.winner.quantized import INT8, int8_device, onnx_accuracy, write_int8
 
 CONFIG, WEIGHTS, ONNX, CARD = "config.json", "model.safetensors", "model.onnx", "README.md"
-PROMISED = (CONFIG, WEIGHTS, ONNX)
+PROMISED = (CONFIG, WEIGHTS, ONNX, INT8)
 LICENSE = "apache-2.0"
 COMPARED_IMAGES = 8
 
@@ -41,10 +42,13 @@ def export(model: NasHybrid, *, folder: Path | str, winner: Winner, data: Data) 
     place and renamed. The same network gives the same bytes. One process at a time may export to
     a folder.
 
+    For a target that is ONNX Runtime in int8 the folder also has model.int8.onnx, calibrated on
+    training images, and `accuracy.search_int8` is what it scores.
+
     Args:
         model: The trained network, on any device; it is not changed.
         folder: Where to; a winner that stands there is replaced.
-        winner: What is promised; its `files` are filled in.
+        winner: What is promised; its `files` and accuracy in int8 are filled in.
         data: What it was trained on: normalisation, class names, image size.
 
     Returns:
@@ -55,6 +59,7 @@ def export(model: NasHybrid, *, folder: Path | str, winner: Winner, data: Data) 
         StorageError: the disk is full or the path is impossible; what stood there is intact.
         TrainingDiverged: a weight is NaN or infinite.
         NasError: the ONNX file would compute something else than the network.
+        DeviceError: ONNX Runtime cannot quantize it.
     """
     _check(model, winner, data)
     ours = _copy(model)
@@ -63,7 +68,9 @@ def export(model: NasHybrid, *, folder: Path | str, winner: Winner, data: Data) 
         _write_timm(theirs, stage, winner, data)
         network.to_onnx(ours, stage / ONNX, batch=1)
         _compare(theirs, stage / ONNX, data)
-        digests = {name: digest_file(stage / name) for name in PROMISED}
+        winner = _with_int8(winner, stage, data)
+        written = [stage / name for name in PROMISED if (stage / name).is_file()]
+        digests = {path.name: digest_file(path) for path in written}
         winner = replace(winner, files=digests)
         write_atomic(stage / CARD, card.render(winner, read_json(stage / CONFIG)))
         winner.save(stage)
@@ -132,6 +139,17 @@ def _compare(model: nn.Module, onnx: Path, data: Data) -> None:
             f"differ by {error:.1e}. Nothing was exported. An exporter that does not fit this "
             "torch is the usual reason: install the versions pyproject.toml asks for."
         )
+
+
+def _with_int8(winner: Winner, stage: Path, data: Data) -> Winner:
+    """Write the int8 file if a target runs it; return the winner with what it scores on search."""
+    device = int8_device(row.target for row in winner.targets)
+    share = None
+    if device is not None:
+        file = write_int8(stage / ONNX, stage / INT8, data, device)
+        share = onnx_accuracy(file, data.split("search"), data)
+        log.info("in int8 %.4f of the search split are right", share)
+    return replace(winner, accuracy=replace(winner.accuracy, search_int8=share))
 
 
 # ---------------------------------------------------------------- the folder

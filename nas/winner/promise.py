@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from nas.block import parse_network
 from nas.errors import BrokenPromise, ConfigError
 from nas.manifest import LATENCY, TargetResult, Winner
+from nas.winner.quantized import int8_device
 
 STANDARD_ERRORS = 3.0
 ONNX_TOLERANCE = 1e-4  # largest difference of scores, relative to the largest score
@@ -24,14 +25,15 @@ class Statement:
 class Seen:
     """What the checking process saw; nothing but `changed_files` if there are any.
 
-    `test` is the accuracy on test, from 0 to 1. `onnx_error` is the largest difference between
-    the ONNX file's scores and the reloaded network's, relative to the largest score; None where
-    scores are not finite or not of one shape.
+    `test` is the accuracy on test, from 0 to 1, and `test_int8` that of the int8 file.
+    `onnx_error` is the largest difference between the ONNX file's scores and the reloaded
+    network's, relative to the largest score; None where scores are not finite or not of one shape.
     """
 
     changed_files: tuple[str, ...] = ()
     test: float = 0.0
     test_images: int = 0
+    test_int8: float | None = None
     onnx_error: float | None = None
     params: int = 0
     latency: TargetResult | None = None
@@ -97,7 +99,8 @@ def judge(
     statements = (
         files,
         _onnx(seen),
-        _accuracy(winner, seen, tolerance),
+        _accuracy(winner, seen, tolerance, _is_unscored(winner, target)),
+        *_accuracy_int8(winner, seen, tolerance),
         _latency(checked, seen.latency),
         *_sizes(winner, seen),
     )
@@ -106,7 +109,9 @@ def judge(
 
 def with_seen(winner: Winner, seen: Seen, latency: TargetResult) -> Winner:
     """Return the manifest with test accuracy and latency as they were measured."""
-    accuracy = replace(winner.accuracy, test=seen.test, test_images=seen.test_images)
+    accuracy = replace(
+        winner.accuracy, test=seen.test, test_images=seen.test_images, test_int8=seen.test_int8
+    )
     known = winner.on(latency.target)
     row = replace(latency, predicted_ms=known.predicted_ms if known else None)
     others = [row if old.target == row.target else old for old in winner.targets]
@@ -144,31 +149,60 @@ def _onnx(seen: Seen) -> Statement:
     return Statement(about="onnx", text=text, is_kept=kept)
 
 
-def _accuracy(winner: Winner, seen: Seen, tolerance: float | None) -> Statement:
-    promised = winner.accuracy.search
+def _accuracy(winner: Winner, seen: Seen, tolerance: float | None, is_unscored: bool) -> Statement:
+    text, kept = _held(winner.accuracy.search, seen.test, winner, seen, tolerance)
+    text = f"test accuracy {text}"
+    if is_unscored:
+        text += "; of the fp32 network, for the folder has no int8 file that this target runs"
+    return Statement(about="accuracy", text=text, is_kept=kept)
+
+
+def _accuracy_int8(winner: Winner, seen: Seen, tolerance: float | None) -> list[Statement]:
+    promised, about = winner.accuracy.search_int8, "accuracy_int8"
+    if promised is None:
+        return []
+    if seen.test_int8 is None:
+        text = "the int8 file that was promised was not scored"
+        return [Statement(about=about, text=text, is_kept=False)]
+    text, kept = _held(promised, seen.test_int8, winner, seen, tolerance)
+    return [Statement(about=about, text=f"test accuracy in int8 {text}", is_kept=kept)]
+
+
+def _held(
+    promised: float, test: float, winner: Winner, seen: Seen, tolerance: float | None
+) -> tuple[str, bool]:
+    """Return an accuracy on test against the one on search, in words, and whether it is kept."""
     if tolerance is None:
         tolerance = chance(promised, winner.accuracy.search_images, seen.test_images)
-    kept = seen.test >= promised - tolerance
     text = (
-        f"test accuracy {100 * seen.test:.1f} % of {seen.test_images} images against "
-        f"{100 * promised:.1f} % on search, {100 * tolerance:.1f} points less allowed"
+        f"{100 * test:.1f} % of {seen.test_images} images against {100 * promised:.1f} % on "
+        f"search, {100 * tolerance:.1f} points less allowed"
     )
-    return Statement(about="accuracy", text=text, is_kept=kept)
+    return text, test >= promised - tolerance
+
+
+def _is_unscored(winner: Winner, target: str) -> bool:
+    """Return whether a target runs int8 while only the fp32 network was scored."""
+    is_scored = winner.accuracy.search_int8 is not None and int8_device([target]) is not None
+    return "_int8_" in target and not is_scored
 
 
 def _latency(winner: Winner, latency: TargetResult) -> Statement:
     budget = winner.latency_budget_ms(latency.target)
-    upper = latency.upper_ms
-    assert latency.measured_ms is not None and upper is not None
-    text = f"{latency.measured_ms:.4g} ms (up to {upper:.4g}, grade {latency.grade})"
-    text += f" on {latency.target}"
+    judged = latency.judged_ms(winner.statistic)
+    assert latency.measured_ms is not None
+    words = "95th percentile" if winner.statistic == "p95" else "up to"
+    most = f"{words} {judged:.4g}" if judged is not None else f"no {words} was taken"
+    text = f"{latency.measured_ms:.4g} ms ({most}, grade {latency.grade}) on {latency.target}"
     if budget is None:
         promised = ", ".join(metric for metric in winner.budgets if metric.startswith(LATENCY))
         text += f"; no latency was promised there (promised: {promised or 'none'})"
         return Statement(about=LATENCY, text=text, is_kept=None)
-    share = upper / budget
+    share = math.inf if judged is None else judged / budget
     use = latency.measured_ms / budget
     verdict = f"met, {100 * use:.0f} % of it used" if share <= 1 else f"over by {_over(share)}"
+    if judged is None:
+        verdict = f"cannot be held against the {words} that was promised"
     return Statement(
         about=LATENCY, text=f"{text} against a budget of {budget:.4g} ms: {verdict}",
         is_kept=share <= 1,

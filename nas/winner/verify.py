@@ -30,6 +30,7 @@ from nas.target import PARTS, Target
 from nas.winner import card
 from nas.winner.compare import network_scores, onnx_scores, relative_error
 from nas.winner.promise import Seen, VerifyResult, judge
+from nas.winner.quantized import INT8, onnx_accuracy, takes_int8
 
 # not `-m nas.winner.verify`: that would import this file twice, once as nas.winner.verify
 CHILD = "from nas.winner.verify import main; main()"
@@ -58,9 +59,10 @@ def verify(
 ) -> VerifyResult:
     """Check a winner's folder in a fresh process; put what was measured into winner.json.
 
-    Files, accuracy on the test split, agreement of the ONNX file with the network, latency of the
-    ONNX file on the target, sizes: all of the folder as it lies there. Where files have changed
-    nothing is measured nor written. The README's table is renewed with winner.json.
+    Files, accuracy on the test split (in int8 too, where the folder has such a file), agreement of
+    the ONNX file with the network, latency of the ONNX or the int8 file on the target, sizes: all
+    of the folder as it lies there. Where files have changed nothing is measured nor written. The
+    README's table is renewed with winner.json.
 
     Args:
         folder: What `export` wrote.
@@ -246,12 +248,15 @@ def examine(folder: Path, data_name: str, progress: Progress = silent) -> Seen:
     test = load_test(
         data_name, image_size=model.pretrained_cfg["input_size"][-1], progress=progress
     )
-    accuracy = _accuracy(model, test, progress)
+    accuracy, int8 = _accuracy(model, test, progress), None
+    if INT8 in Winner.load(folder).files:
+        int8 = onnx_accuracy(folder / INT8, test, _Shown.of(model), progress)
     images, _ = next(eval_batches(test, _Shown.of(model), batch_size=COMPARED_IMAGES))
     error = relative_error(onnx_scores(folder / ONNX, images), network_scores(model, images))
     return Seen(
         test=accuracy,
         test_images=len(test),
+        test_int8=int8,
         onnx_error=error if math.isfinite(error) else None,
         params=sum(parameter.numel() for parameter in model.parameters()),
     )
@@ -266,20 +271,26 @@ def measure(
     reference_ms: float | None = None,
     bench: Bench | None = None,
 ) -> TargetResult:
-    """Return the latency of what the target's runtime takes: the folder, or its ONNX file.
+    """Return the latency of what the target's runtime takes: the folder, or one of its ONNX files.
 
-    An ONNX file for another batch than 1 is made anew. It runs on `bench`, by default in a child
-    process of this one.
+    An ONNX file for another batch than 1 is made anew; for an int8 target without a file of its
+    own the runtime quantizes it. It runs on `bench`, by default in a child process of this one.
     """
     with tempfile.TemporaryDirectory(prefix="nas-verify-") as scratch:
         takes_folder = target.takes == PARTS
-        file = folder if takes_folder else folder / ONNX
+        file = folder if takes_folder else timed_file(folder, target)
         if target.batch != 1 and not takes_folder:
             file = network.to_onnx(_load(folder), Path(scratch) / ONNX, batch=target.batch)
         timing = measure_networks(
             {NAME: file}, target, config, progress=progress, reference_ms=reference_ms, bench=bench
         )[NAME]
     return result_of(timing, target)
+
+
+def timed_file(folder: Path, target: Target) -> Path:
+    """Return the ONNX file that a target of batch 1 runs: the int8 one, where there is one."""
+    has_int8 = takes_int8(target) and INT8 in Winner.load(folder).files
+    return folder / (INT8 if has_int8 else ONNX)
 
 
 def result_of(timing: Timing, target: Target) -> TargetResult:

@@ -218,6 +218,7 @@ def test_a_state_older_than_its_study_loses_and_repeats_nothing(table: Any, tmp_
     state = json.loads(json.dumps(searcher.get_state()))
     searcher.on_trial_complete("pending", reports(table, pending))
     later = drive(searcher, table, 3, first=9)  # Tune's snapshot knows nothing of these
+    searcher.close()
 
     again = searcher_of(table, study=Study.load("tuned", storage=storage))
     again.set_state(state)

@@ -8,13 +8,16 @@ import numpy as np
 import onnxruntime
 
 from nas.errors import DeviceError
-from nas.latency.quantize import quantize_onnx
+from nas.latency.quantize import is_quantized, quantize_onnx
 from nas.latency.runtimes.protocol import Runner, Values, first_line, sample_input
 from nas.target import Target
 
 
 class OnnxRuntime:
-    """ONNX Runtime with its CPU provider; for int8, a file is quantized as it is loaded."""
+    """ONNX Runtime with its CPU provider; for int8, a file is quantized as it is loaded.
+
+    One that is quantized already, as a winner's is, runs as it is.
+    """
 
     def __init__(self, target: Target) -> None:
         self._is_int8 = target.precision == "int8"
@@ -28,7 +31,7 @@ class OnnxRuntime:
     def load(self, path: Path, times: int = 1) -> list[Runner]:
         """Return sessions of the file whose input and output memory is bound once."""
         try:
-            if not self._is_int8:
+            if not self._is_int8 or is_quantized(path):
                 return [_OnnxRunner(self._session(path)) for _ in range(times)]
             with tempfile.TemporaryDirectory() as folder:
                 quantized = quantize_onnx(path, Path(folder) / path.name)

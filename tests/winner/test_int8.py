@@ -1,0 +1,272 @@
+"""A winner for ONNX Runtime in int8: the file that is timed is the one that is scored."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from nas import data, network
+from nas.data import Data
+from nas.errors import BrokenPromise, CorruptFile
+from nas.files import digest_file
+from nas.latency import ProfileConfig, runtimes
+from nas.latency.quantize import quantize_onnx
+from nas.latency.runtimes.protocol import sample_input
+from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
+from nas.space import SearchSpace
+from nas.target import Device, Target
+from nas.winner import verify as verifying
+from nas.winner.export import export
+from nas.winner.promise import judge
+from nas.winner.quantized import INT8, int8_device, write_int8
+from nas.winner.score import evaluate
+from nas.winner.verify import examine, timed_file, verify
+
+POINTS = 0.03  # that int8 may lose here
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return Target.parse("onnxruntime,int8")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, digits: Data, target: Target) -> Path:
+    """Return the folder of a small network that knows digits, promised for an int8 target."""
+    space = SearchSpace.load("tiny").replace(num_classes=10)
+    blocks = space.blocks(space.smallest())
+    torch.manual_seed(0)
+    model = network.build(blocks)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for epoch in range(EPOCHS):
+        for images, labels in data.batches(
+            digits.split("train"), digits, batch_size=64, seed=0, epoch=epoch, augment=None
+        ):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    search = digits.split("search")
+    winner = Winner(
+        architecture=space.smallest().to_json(),
+        blocks=tuple(str(block) for block in blocks),
+        accuracy=Accuracy(
+            search=evaluate(model, search, digits).accuracy, search_images=len(search)
+        ),
+        budgets={f"latency_ms:{target.id}": 1000.0},
+        targets=(TargetResult(target=target.id, predicted_ms=0.03),),
+        ancestry=Ancestry(study="s", trial=3),
+        data="digits",
+    )
+    folder = tmp_path_factory.mktemp("winners") / winner.id
+    export(model, folder=folder, winner=winner, data=digits)
+    return folder
+
+
+@pytest.fixture
+def folder(exported: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(exported, tmp_path / "w")
+
+
+def nodes(path: Path) -> list[tuple[str, int, dict[str, Any]]]:
+    """Return a graph's operations in order: type, number of inputs, attributes."""
+    return [
+        (
+            node.op_type,
+            len(node.input),
+            {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute},
+        )
+        for node in onnx.load(path).graph.node
+    ]
+
+
+def types_of(path: Path) -> list[tuple[str, int]]:
+    """Return the types and sizes of all constants: whether int8 or uint8, and the layout."""
+    return sorted((str(t.dims), t.data_type) for t in onnx.load(path).graph.initializer)
+
+
+# ---------------------------------------------------------------- what is exported
+def test_the_int8_file_is_promised_and_nearly_as_accurate(exported: Path) -> None:
+    winner = Winner.load(exported)
+    assert INT8 in winner.files
+    winner.check_files(exported)
+    fp32, int8 = winner.accuracy.search, winner.accuracy.search_int8
+    assert fp32 > 0.6, "the network knows nothing"
+    assert int8 is not None and abs(int8 - fp32) <= POINTS
+    assert (exported / INT8).stat().st_size < (exported / "model.onnx").stat().st_size
+    card = (exported / "README.md").read_text()
+    assert f"| accuracy in int8, search split | {100 * int8:.1f} % |" in card and INT8 in card
+
+
+def test_it_is_calibrated_on_the_images_the_network_was_trained_on(exported: Path) -> None:
+    graph = onnx.load(exported / INT8).graph
+    first = next(node for node in graph.node if node.input[0] == graph.input[0].name)
+    assert first.op_type == "QuantizeLinear"
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    # digits normalised reach from -1 to 1; random inputs reach beyond 3 to both sides
+    assert float(constants[first.input[1]]) * 255 == pytest.approx(2.0, rel=0.02)
+
+
+def test_its_graph_is_the_one_the_latency_code_times(exported: Path, tmp_path: Path) -> None:
+    timed = quantize_onnx(exported / "model.onnx", tmp_path / "timed.onnx")
+    assert nodes(exported / INT8) == nodes(timed)
+    assert types_of(exported / INT8) == types_of(timed)
+    assert digest_file(exported / INT8) != digest_file(timed)  # the ranges differ
+
+
+def test_the_same_images_give_the_same_bytes(
+    exported: Path, digits: Data, target: Target, tmp_path: Path
+) -> None:
+    again = write_int8(exported / "model.onnx", tmp_path / INT8, digits, target.device)
+    assert digest_file(again) == Winner.load(exported).files[INT8]
+
+
+def test_a_file_for_another_machine_has_the_types_its_instructions_want(
+    exported: Path, digits: Data, tmp_path: Path
+) -> None:
+    board = Device(cpu="arm-cortex-a76", arch="aarch64", cores=4)
+    file = write_int8(exported / "model.onnx", tmp_path / INT8, digits, board)
+    zeros = {t.data_type for t in onnx.load(file).graph.initializer if "zero_point" in t.name}
+    assert onnx.TensorProto.UINT8 not in zeros and onnx.TensorProto.INT8 in zeros
+
+
+def test_only_onnx_runtime_in_int8_asks_for_such_a_file(target: Target) -> None:
+    fp32 = Target.parse("onnxruntime").id
+    openvino = target.id.replace("onnxruntime", "openvino")
+    assert int8_device([fp32, openvino, "a@here"]) is None
+    device = int8_device([fp32, target.id])
+    assert device is not None and device.slug == target.device.slug
+
+
+# ---------------------------------------------------------------- what is timed and scored
+def test_the_file_in_the_folder_is_the_one_that_is_timed(exported: Path, target: Target) -> None:
+    assert timed_file(exported, target) == exported / INT8
+    assert timed_file(exported, Target.parse("onnxruntime")) == exported / "model.onnx"
+    (runner,) = runtimes.create(target).load(exported / INT8)
+    session = onnxruntime.InferenceSession(str(exported / INT8), providers=["CPUExecutionProvider"])
+    (item,) = session.get_inputs()
+    (plain,) = session.run(None, {item.name: sample_input(item.shape)})
+    np.testing.assert_array_equal(runner.output(), plain)  # quantized again it would differ
+
+
+def test_both_accuracies_are_seen_on_test_images_and_held_against_the_promise(
+    exported: Path, target: Target
+) -> None:
+    seen = examine(exported, "digits")
+    assert seen.test_int8 is not None and abs(seen.test_int8 - seen.test) <= POINTS
+    session = onnxruntime.InferenceSession(str(exported / INT8), providers=["CPUExecutionProvider"])
+    name, test = session.get_inputs()[0].name, data.load_test("digits")
+    images = (test.images.numpy().astype(np.float32) / 255 - 0.5) / 0.5
+    right = [
+        session.run(None, {name: image[None]})[0].argmax() == label
+        for image, label in zip(images, test.labels.numpy(), strict=True)
+    ]
+    assert seen.test_int8 == pytest.approx(np.mean(right), abs=1e-9)
+
+    latency = TargetResult(target=target.id, measured_ms=0.02, ci_high_ms=0.021, grade="A")
+    seen, winner = replace(seen, latency=latency), Winner.load(exported)
+    result = judge(winner, seen, target.id)
+    rows = {row.about: row for row in result.statements}
+    assert rows["accuracy_int8"].is_kept and "in int8" in rows["accuracy_int8"].text
+    assert "fp32" not in rows["accuracy"].text
+    assert result.winner.accuracy.test_int8 == seen.test_int8
+    worse = judge(winner, replace(seen, test_int8=0.2), target.id)
+    assert [row.about for row in worse.broken] == ["accuracy_int8"] and not worse.is_over_budget
+    silent = judge(winner, replace(seen, test_int8=None), target.id)
+    assert "was not scored" in silent.broken[0].text
+
+
+def test_where_only_fp32_was_scored_for_an_int8_target_it_is_said(
+    exported: Path, target: Target
+) -> None:
+    seen = examine(exported, "digits")
+    winner = Winner.load(exported)
+    without = replace(winner, accuracy=replace(winner.accuracy, search_int8=None))
+    openvino = target.id.replace("onnxruntime", "openvino")
+    for promise, name in ((without, target.id), (winner, openvino)):
+        latency = TargetResult(target=name, measured_ms=0.02, ci_high_ms=0.021, grade="A")
+        rows = judge(promise, replace(seen, latency=latency), name).statements
+        (text,) = [row.text for row in rows if row.about == "accuracy"]
+        assert "of the fp32 network" in text
+
+
+# ---------------------------------------------------------------- what goes wrong
+def test_a_changed_int8_file_breaks_the_promise_before_anything_is_run(
+    folder: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "CHILD", "raise SystemExit('must not be run')")
+    raw = bytearray((folder / INT8).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (folder / INT8).write_bytes(raw)
+    with pytest.raises(BrokenPromise, match=r"model\.int8\.onnx: not the file that was exported"):
+        verify(folder, target=target).raise_if_broken()
+    (folder / INT8).unlink()
+    with pytest.raises(BrokenPromise, match=r"model\.int8\.onnx"):
+        verify(folder, target=target).raise_if_broken()
+
+
+def test_a_cut_int8_file_with_a_fitting_digest_is_corrupt_and_no_traceback(folder: Path) -> None:
+    path = folder / INT8
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CorruptFile, match=r"model\.int8\.onnx cannot be run.*Export the winner"):
+        examine(folder, "digits")
+
+
+def test_an_int8_file_with_other_weights_and_a_fitting_digest_is_noticed(
+    folder: Path, target: Target
+) -> None:
+    model = onnx.load(folder / INT8)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weight.raw_data = weight.raw_data[::-1]
+    onnx.save(model, folder / INT8)
+    latency = TargetResult(target=target.id, measured_ms=0.02, ci_high_ms=0.021, grade="A")
+    seen = replace(examine(folder, "digits"), latency=latency)
+    broken = judge(Winner.load(folder), seen, target.id).broken
+    assert [row.about for row in broken] == ["accuracy_int8"]
+
+
+def test_a_winner_exported_again_for_fp32_has_no_int8_left(
+    folder: Path, exported: Path, digits: Data, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copied(model: Any, path: Path, batch: int) -> Path:  # exporting again takes seconds
+        return Path(shutil.copy(exported / "model.onnx", path))
+
+    monkeypatch.setattr(network, "to_onnx", copied)
+    model = network.load_folder(folder)
+    fp32 = Target.parse("onnxruntime").id
+    winner = replace(
+        Winner.load(folder),
+        budgets={f"latency_ms:{fp32}": 1000.0},
+        targets=(TargetResult(target=fp32, predicted_ms=0.03),),
+    )
+    assert isinstance(model, network.NasHybrid)
+    after = export(model, folder=folder, winner=winner, data=digits)
+    assert INT8 not in after.files and not (folder / INT8).exists()
+    assert after.accuracy.search_int8 is None
+    assert "int8" not in (folder / "README.md").read_text()
+    assert examine(folder, "digits").test_int8 is None
+    assert timed_file(folder, target) == folder / "model.onnx"
+
+
+# ---------------------------------------------------------------- all of it
+@pytest.mark.slow
+def test_a_fresh_process_scores_and_times_the_int8_file(folder: Path, target: Target) -> None:
+    result = verify(folder, target=target, config=ProfileConfig(samples=3, spread_s=0.0))
+    result.raise_if_broken()
+    plain = json.loads((folder / "winner.json").read_text())
+    assert plain["accuracy"]["test_int8"] == result.winner.accuracy.test_int8 is not None
+    assert "in int8, test split" in (folder / "README.md").read_text()
