@@ -168,7 +168,8 @@ def update(text: str, winner: Winner) -> str:
 def _ancestry(winner: Winner) -> str:
     """Return the list of names and digests that lead back to how it was made."""
     ancestry = winner.ancestry
-    rows = [("study", f"{ancestry.study}, trial {ancestry.trial}")]
+    rows = [("study", f"{ancestry.study}, trial {ancestry.trial}")] if ancestry.study else []
+    rows += [("pruned from (sha256)", ancestry.pruned_from)] if ancestry.pruned_from else []
     rows += [("supernet (sha256)", ancestry.supernet)] if ancestry.supernet else []
     rows += [("teacher (sha256)", ancestry.teacher)] if ancestry.teacher else []
     rows += [(f"latency table of {id} (sha256)", table) for id, table in ancestry.tables.items()]
