@@ -249,7 +249,10 @@ def _cuts(
     Raises:
         ConfigError: the table lacks a part of the network as it is.
     """
-    table.estimate(found.blocks, fit)
+    try:
+        table.estimate(found.blocks, fit)
+    except ConfigError as error:
+        raise ConfigError(f"{error} Or add --measure: it times the network's own parts.") from error
     return cuts_of(
         found.blocks,
         found.model.block_prefixes,

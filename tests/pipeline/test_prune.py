@@ -24,10 +24,12 @@ from nas.network import NasHybrid
 from nas.pipeline import PruneConfig, cut_losses, prune
 from nas.space import SearchSpace, architecture_of
 from nas.target import Target
+from nas.winner import export as export_module
 from nas.winner.distill import DistillConfig, train
 from nas.winner.export import export
 
 Made = Callable[..., LatencyTable]
+TO_ONNX, COMPARE = network.to_onnx, export_module._compare
 
 # Every kind that can be cut, none of its numbers the space's smallest.
 BLOCKS = [
@@ -35,8 +37,17 @@ BLOCKS = [
     "mb4d_r8_c16_h64_p3_relu",
     "patch_merge_r8_i16_o32_h32_s16_f32-64",
     "cga_r4_c32_n2_k16_q5-3_w7_h64-64",
-    "mbconv_r4_c32_h64_k3_s16_a0",
+    "mbconv_r4_c32_h64_k3_s16_a0_relu",
     "mb3d_r4_c32_n4_k16_v16_h64_relu",
+    "head_r4_i32_o4_bn_d0",
+]
+SMALLEST = [
+    "stem_r32_i3_c8-16_b1_a1",
+    "mb4d_r8_c16_h16_p3_relu",
+    "patch_merge_r8_i16_o32_h16_s8_f16-32",
+    "cga_r4_c32_n2_k8_q5-3_w7_h32-32",
+    "mbconv_r4_c32_h32_k3_s8_a0_relu",
+    "mb3d_r4_c32_n2_k8_v8_h32_relu",
     "head_r4_i32_o4_bn_d0",
 ]
 SPACE = {
@@ -93,16 +104,21 @@ def quarters() -> Data:
 
 @pytest.fixture(autouse=True)
 def _small_and_known(quarters: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load `quarters` whatever is asked for, and fit scales on few cuts."""
+    """Load `quarters` whatever is asked for, fit scales on few cuts, and leave the ONNX file out.
+
+    Making that takes the time; the command line's test makes it.
+    """
     monkeypatch.setattr(nas.data, "load", lambda name, **_: quarters)
     monkeypatch.setattr(cut_losses, "ALLOCATIONS", 12)
+    monkeypatch.setattr(network, "to_onnx", lambda model, path, batch: path.write_bytes(b"-"))
+    monkeypatch.setattr(export_module, "_compare", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
 def trained(quarters: Data) -> NasHybrid:
     torch.manual_seed(0)
     model = network.build(BLOCKS)
-    train(model, quarters, DistillConfig(epochs=8, warmup_epochs=1, batch_size=32, lr=3e-3))
+    train(model, quarters, DistillConfig(epochs=6, warmup_epochs=1, batch_size=32, lr=3e-3))
     return model
 
 
@@ -121,9 +137,9 @@ def saved(model: NasHybrid, folder: Path, data: Data) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def folder(trained: NasHybrid, quarters: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(trained, tmp_path_factory.mktemp("trained") / "w", quarters)
+@pytest.fixture
+def folder(trained: NasHybrid, quarters: Data, tmp_path: Path) -> Path:
+    return saved(trained, tmp_path / "trained", quarters)
 
 
 @pytest.fixture(scope="module")
@@ -194,10 +210,12 @@ def test_a_network_within_the_budget_is_written_as_it_is(
     assert found["cut"] == [] and not found["statistics_refitted"]
     loaded: Any = timm.create_model(f"local-dir:{tmp_path / 'p'}", pretrained=True).eval()
     x = torch.randn(4, 3, 32, 32)
-    assert torch.equal(loaded(x), trained(x))
+    torch.testing.assert_close(loaded(x), trained(x), rtol=1e-5, atol=1e-5)
+    state = trained.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
 
 
-@pytest.mark.parametrize("share", [90, 75, 60])
+@pytest.mark.parametrize("share", [95, 85, 75])
 def test_what_is_cut_is_within_the_budget_by_the_table_and_within_its_options(
     folder: Path, table: str, space: SearchSpace, space_file: str, tmp_path: Path, share: int
 ) -> None:
@@ -219,9 +237,9 @@ def test_what_is_cut_is_within_the_budget_by_the_table_and_within_its_options(
 def test_a_machine_slower_than_its_table_gets_a_smaller_network(
     folder: Path, table: str, space_file: str, whole_ms: float, tmp_path: Path
 ) -> None:
-    budget = f"{0.8 * whole_ms}ms"
+    budget = f"{0.9 * whole_ms}ms"
     plain = pruned(folder, tmp_path / "a", table, budget, space=space_file)
-    slower = pruned(folder, tmp_path / "b", table, budget, space=space_file, slower=1.15)
+    slower = pruned(folder, tmp_path / "b", table, budget, space=space_file, slower=1.1)
     assert slower["measured"]["after"]["ci_high_ms"] <= slower["budgets"][metric(slower)]
     assert slower["params"]["after"] < plain["params"]["after"]
     with pytest.raises(InfeasibleBudget, match="measured whole; the nearest takes"):
@@ -232,9 +250,7 @@ def test_a_machine_slower_than_its_table_gets_a_smaller_network(
 def test_two_budgets_hold_at_once(
     folder: Path, table: str, space_file: str, tmp_path: Path
 ) -> None:
-    found = pruned(
-        folder, tmp_path / "p", table, "95%", space=space_file, budgets=("params=24k",)
-    )
+    found = pruned(folder, tmp_path / "p", table, "95%", space=space_file, budgets=("params=24k",))
     assert found["params"]["after"] <= 24_000 < found["params"]["before"]
 
 
@@ -243,8 +259,8 @@ def test_a_budget_that_nothing_meets_names_the_least_possible(
 ) -> None:
     with pytest.raises(InfeasibleBudget, match="the least possible here is") as caught:
         pruned(folder, tmp_path / "p", table, "5%", space=space_file)
-    smallest = space.blocks(space.smallest())
-    assert caught.value.smallest <= LatencyTable.load(table).estimate(smallest, space) * 1.05
+    least_ms = LatencyTable.load(table).estimate(SMALLEST, space)
+    assert caught.value.smallest == pytest.approx(least_ms, rel=1e-9)
     assert caught.value.exit_code == 3 and not (tmp_path / "p").exists()
 
 
@@ -255,7 +271,7 @@ def test_options_the_table_cannot_price_are_no_options(
     lacking = "mlp_r8_c16_h16_relu"
     entries = {name: entry for name, entry in loaded.entries.items() if name != lacking}
     path = replace(loaded, entries=entries).save(tmp_path / "t.json").path
-    found = pruned(folder, tmp_path / "p", path, "60%", space=space_file)
+    found = pruned(folder, tmp_path / "p", path, "75%", space=space_file)
     assert found["lacking"] == 1
     assert lacking not in {str(p) for t in Winner.load(tmp_path / "p").blocks
                            for p in parse(t).parts()}  # fmt: skip
@@ -273,9 +289,7 @@ def test_without_a_space_the_options_are_multiples_of_eight(
 def test_losses_measured_one_by_one_do_as_well(
     folder: Path, table: str, space_file: str, tmp_path: Path
 ) -> None:
-    found = pruned(
-        folder, tmp_path / "p", table, "75%", space=space_file, importance="sensitivity"
-    )
+    found = pruned(folder, tmp_path / "p", table, "75%", space=space_file, importance="sensitivity")
     assert found["cut"] and found["importance"] == "sensitivity"
     assert found["scores"]["pruned"]["accuracy"] > 0.5
 
@@ -283,7 +297,7 @@ def test_losses_measured_one_by_one_do_as_well(
 def test_training_on_is_taught_by_the_network_it_was(
     folder: Path, table: str, space_file: str, tmp_path: Path
 ) -> None:
-    found = pruned(folder, tmp_path / "p", table, "60%", space=space_file, epochs=2)
+    found = pruned(folder, tmp_path / "p", table, "75%", space=space_file, epochs=2)
     assert set(found["scores"]) == {"before", "pruned", "trained"}
     assert found["scores"]["trained"]["loss"] < found["scores"]["pruned"]["loss"]
 
@@ -315,6 +329,8 @@ def test_the_command_line_ends_with_the_codes_it_promises(
     folder: Path, table: str, space_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Target, "is_here", lambda self: False)
+    monkeypatch.setattr(network, "to_onnx", TO_ONNX)
+    monkeypatch.setattr(export_module, "_compare", COMPARE)
 
     def run(*words: str) -> tuple[int, str, str]:
         every = ["prune", *words, "--table", table, "--space", space_file, "-q"]
@@ -325,6 +341,7 @@ def test_the_command_line_ends_with_the_codes_it_promises(
     code, text, err = run(str(folder), "--latency-budget", "80%", *out, "--json")
     assert code == 0, err
     assert json.loads(text)["cut"] and json.loads(text)["measured"] == {}
+    assert (tmp_path / "p" / "model.onnx").stat().st_size > 1000
     code, _, err = run(str(folder), "--latency-budget", "1us", *out)
     assert code == 3 and "the least possible here is" in err
     code, _, err = run(str(tmp_path / "none"), "--latency-budget", "80%", *out)

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.block import Block
+from nas.block import Attn, Block, GroupAttn
 from nas.data import Data, eval_batches
-from nas.network import NasHybrid, build
+from nas.network import NasHybrid, build, part_prefixes
 from nas.space.loss_table import DimLoss
 from nas.supernet.evaluate import EvaluateConfig, first_images, refit_images
 from nas.supernet.gates import GATES, Indices, dims, inner_moves, moved
@@ -74,10 +74,9 @@ def _sample_gradients(model: NasHybrid, images: Tensor, labels: Tensor) -> dict[
             parts = block.parts()
             for dim in dims(block):
                 shape = GATES[dim.gate].shape(parts[dim.part])
-                gates[f"{place}.{dim.field}"] = images.new_ones(len(images), *shape)
+                ones = images.new_ones(len(images), *shape).requires_grad_()
+                gates[f"{place}.{dim.field}"] = ones
             hooks.enter_context(gated(model.get_submodule(place), block, place, gates))
-        for gate in gates.values():
-            gate.requires_grad_()
         losses = F.cross_entropy(model(images), labels, reduction="none")
         found = torch.autograd.grad(losses.sum(), list(gates.values()), materialize_grads=True)
     return dict(zip(gates, found, strict=True))
@@ -145,10 +144,35 @@ def cut(model: NasHybrid, blocks: Sequence[Block], orders: Mapping[str, Indices]
             moves = inner_moves(before, known)
             own = {name: moved(name, tensor, moves) for name, tensor in own.items()}
         shapes = {name: tuple(tensor.shape) for name, tensor in _below(prefix, wanted).items()}
-        sliced = slice_block(own, shapes, before, after)
+        sliced = _rescaled(slice_block(own, shapes, before, after), before, after)
         found |= {prefix + name: tensor for name, tensor in sliced.items()}
     smaller.load_state_dict(found)
     return smaller.to(next(model.parameters()).device).train(model.training)
+
+
+def _rescaled(tensors: dict[str, Tensor], before: Block, after: Block) -> dict[str, Tensor]:
+    """Return a cut block's tensors with queries as long as products with fewer keys need them.
+
+    Attention divides its products by the root of the number of keys, which a supernet's slices
+    are trained with; here the network was trained with the larger number.
+    """
+    found = dict(tensors)
+    pairs = zip(part_prefixes(after), before.parts(), after.parts(), strict=True)
+    for prefix, old, new in pairs:
+        if not isinstance(old, Attn | GroupAttn) or not isinstance(new, Attn | GroupAttn):
+            continue
+        factor = (new.key / old.key) ** 0.5
+        if factor == 1:
+            continue
+        for name, tensor in tensors.items():
+            last = name.removeprefix(prefix)
+            if last.startswith("qkv.") and isinstance(new, Attn):
+                rows = tensor.clone().view(new.heads, 2 * new.key + new.value, -1)
+                rows[:, : new.key] *= factor
+                found[name] = rows.view(tensor.shape)
+            elif last.startswith("queries.") and last.endswith(("bn.weight", "bn.bias")):
+                found[name] = tensor * factor
+    return found
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
