@@ -62,7 +62,7 @@ timm's transform above does all of it.{labels}
 
 | file | what it is |
 | --- | --- |
-| `config.json`, `model.safetensors` | the network as timm loads it: `{entrypoint}` |
+| `config.json`, `model.safetensors` | the network as timm loads it: {entrypoint} |
 | `model.onnx` | the same network, {precision}, batch 1 |
 | `winner.json` | architecture, blocks, promises, measurements, ancestry, sha256 of the files |
 
@@ -111,11 +111,21 @@ def render(winner: Winner, config: Mapping[str, Any]) -> str:
         mean=_numbers(cfg["mean"]),
         std=_numbers(cfg["std"]),
         labels=labels,
-        entrypoint=config["architecture"],
+        entrypoint=_entrypoint(config),
         precision="fp32",
         blocks="\n".join(winner.blocks),
         ancestry=_ancestry(winner),
     )
+
+
+def _entrypoint(config: Mapping[str, Any]) -> str:
+    """Return timm's entrypoint, with its arguments where it is one of timm's own."""
+    name = config["architecture"]
+    arguments = config.get("model_args") or {}
+    if name == "nas_hybrid" or not arguments:
+        return f"`{name}`"
+    text = ", ".join(f"{key}={value!r}" for key, value in sorted(arguments.items()))
+    return f"`{name}({text})`"
 
 
 def measured(winner: Winner) -> str:
