@@ -12,7 +12,6 @@ from nas import checkpoint
 from nas import data as nas_data
 from nas.block import Block
 from nas.data import Data
-from nas.environment import program
 from nas.errors import ConfigError
 from nas.files import to_plain, write_atomic
 from nas.latency import QUICK, LatencyTable, find_table, time_networks
@@ -24,13 +23,14 @@ from nas.pipeline.cut_levels import Levels
 from nas.pipeline.cut_losses import Pruner
 from nas.pipeline.cuts import Cuts, cuts_of, smaller
 from nas.pipeline.materials import Timed, best_device
-from nas.pipeline.outcome import Outcome, rows
+from nas.pipeline.outcome import Outcome
 from nas.pipeline.part_costs import PartCosts
+from nas.pipeline.pruned_text import told
 from nas.pipeline.run import Progress
 from nas.seeds import stage_seed
 from nas.space import Architecture, SearchSpace, architecture_of
 from nas.space.loss_table import METHODS
-from nas.study import describe_cost, latency_metric
+from nas.study import latency_metric
 from nas.supernet.taylor.alone import network_importance
 from nas.target import Target
 from nas.winner.distill import DistillConfig
@@ -42,7 +42,6 @@ from nas.winner.verify import result_of
 
 DEFAULT_TARGET = "onnxruntime,fp32,b1,t1"
 FINE_TUNE_LR = 5e-4
-NEXT_EPOCHS = 20  # what is suggested
 
 Teller = Callable[[str], Progress]
 
@@ -312,7 +311,7 @@ def _finished(
         "offered": levels.cuts.offered,
         "lacking": len(levels.cuts.lacking),
     }
-    return Outcome(values=values, lines=_told(values, config, found))
+    return Outcome(values=values, lines=told(values, target=config.target, epochs=config.epochs))
 
 
 def _params(blocks: tuple[Block, ...]) -> int:
@@ -357,52 +356,4 @@ def _promise(found: Source, levels: Levels, done: "_Done", accuracy: float) -> W
         ),
         data=found.data.name,
         command=shlex.join(["nas", *sys.argv[1:]]),
-    )
-
-
-def _told(values: Mapping[str, Any], config: PruneConfig, found: Source) -> tuple[str, ...]:
-    """Return the result in lines, and what to run next."""
-    metric = latency_metric(values["target"])
-    before, after = (values["predicted"][name] for name in ("before", "after"))
-    measured = values["measured"]
-    names = {"before": "as it was", "pruned": "pruned", "trained": f"after {config.epochs} epochs"}
-    accuracy = ", ".join(
-        f"{score['accuracy']:.1%} {names[name]}" for name, score in values["scores"].items()
-    )
-    pairs = {
-        **{
-            f"budget of {name}": describe_cost(name, limit)
-            for name, limit in values["budgets"].items()
-        },
-        "predicted latency": f"{after[metric]:.4g} ms, was {before[metric]:.4g}",
-        "measured latency": _measured_text(measured, values["budgets"][metric]),
-        "accuracy on search": accuracy,
-        "size": f"{values['params']['after']:,} parameters, was {values['params']['before']:,}",
-    }
-    if values["lacking"]:
-        pairs["not in the table"] = (
-            f"{values['lacking']} of {values['offered']} smaller versions; --measure times them"
-        )
-    pairs["folder"] = values["folder"]
-    cut = [f"  {row['place']}.{row['field']}  {row['before']} -> {row['after']}"
-           for row in values["cut"]]  # fmt: skip
-    nas = program("nas")
-    steps = [f"{nas} verify {shlex.quote(values['folder'])} --target {config.target}"]
-    if cut and not config.epochs:
-        again = shlex.join(sys.argv[1:]) if sys.argv[1:2] == ["prune"] else "prune ..."
-        steps.append(
-            f"{nas} {again} --epochs {NEXT_EPOCHS}   # trains it on, taught by what it was"
-        )
-    told = cut or ["  nothing: the network meets the budgets as it is"]
-    return (*rows(pairs), "", "cut", *told, "", "Try next:", *(f"  {step}" for step in steps))
-
-
-def _measured_text(measured: Mapping[str, Any], limit_ms: float) -> str:
-    if "after" not in measured:
-        return "not here; `nas verify` with --device, or with --plan and --results"
-    now = measured["after"]
-    was = f", was {measured['before']['median_ms']:.4g}" if "before" in measured else ""
-    return (
-        f"{now['median_ms']:.4g} ms{was}, at most {now['ci_high_ms']:.4g} "
-        f"({now['ci_high_ms'] / limit_ms:.0%} of the budget, grade {now['grade']})"
     )
