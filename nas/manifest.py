@@ -75,13 +75,17 @@ class TargetResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ancestry:
-    """Where a winner comes from: names and digests that let anyone repeat it."""
+    """Where a winner comes from: names and digests that let anyone repeat it.
+
+    `pruned_from` is the digest of the weights it was cut out of, "" where it was not.
+    """
 
     study: str
     trial: int
     supernet: str = ""
     tables: dict[str, str] = field(default_factory=dict)
     teacher: str = ""
+    pruned_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,9 @@ def test_winner_json_has_the_documented_keys(tmp_path: Path) -> None:
     assert {"search", "test"} <= set(plain["accuracy"])
     target = {"target", "predicted_ms", "measured_ms", "ci_high_ms", "p95_ms", "grade"}
     assert set(plain["targets"][0]) == target
-    assert {"study", "trial", "supernet", "tables", "teacher"} == set(plain["ancestry"])
+    assert {"study", "trial", "supernet", "tables", "teacher", "pruned_from"} == set(
+        plain["ancestry"]
+    )
 
 
 def test_a_winner_cut_at_any_byte_is_a_corrupt_file(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli import agent, device, inspect, prices, ranks, stages, studies, whole, worker
+from nas.cli import agent, device, inspect, prices, prune, ranks, stages, studies, whole, worker
 
 HELP = """
 Find the most accurate vision network that meets a latency budget on YOUR device.
@@ -74,6 +74,7 @@ app.command()(stages.distill)
 app.command()(stages.export)
 app.command()(stages.verify)
 app.command()(stages.report)
+app.command()(prune.prune)
 app.command()(agent.agent)
 app.command()(inspect.doctor)
 app.command()(device.device_study)

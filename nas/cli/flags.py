@@ -56,6 +56,14 @@ Importance = Annotated[
         "or sensitivity (measured losses), or none: one choice for all blocks of a kind."
     ),
 ]
+Stock = Annotated[
+    bool | None,
+    typer.Option(
+        "--stock/--no-stock",
+        help="Only networks that plain timm builds (its EfficientFormer and EfficientViT classes).",
+        show_default=False,
+    ),
+]
 Statistic = Annotated[
     str | None,
     typer.Option(help="What of a measurement must meet the budget: median (upper end), or p95."),

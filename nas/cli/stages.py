@@ -113,6 +113,7 @@ def search(
     evaluations: flags.Evaluations = None,
     sampler: flags.Sampler = None,
     importance: flags.Importance = None,
+    stock: flags.Stock = None,
     statistic: flags.Statistic = None,
     workers: flags.Workers = None,
     engine: flags.Engine = None,
@@ -140,6 +141,8 @@ def search(
     is chosen: on this machine, on the device of an agent with --device, or by hand: --plan writes
     them and ends, --plan with --results goes on with their times. With --importance the widths
     inside each block are not searched but allocated: the least predicted loss within all budgets.
+    With --stock only networks are searched that timm's own entrypoints build, so that winners load
+    without this package.
     """
     options = Options(json, quiet, verbose, debug, go_on("search", run))
     with guarded(options):
@@ -149,7 +152,7 @@ def search(
             "latency_budget": latency_budget, "budgets": budget,
             "evaluations": evaluations, "sampler": sampler, "winners": winners,
             "workers": workers, "engine": engine, "address": address,
-            "importance": importance, "statistic": statistic, **targets(target),
+            "importance": importance, "stock": stock, "statistic": statistic, **targets(target),
             "table": table, "seed": seed, "storage": storage,
         }  # fmt: skip
         config = pipeline.config_of(run, changes(flagged, overrides), begin=False, study=name)

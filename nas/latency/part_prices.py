@@ -8,8 +8,7 @@ import numpy.typing as npt
 from nas.block import Block
 from nas.errors import ConfigError
 from nas.latency.calibration import KNEE_MB, SHARPNESS, cold_share, footprint_mb
-from nas.latency.table import LatencyTable
-from nas.space import SearchSpace
+from nas.latency.table import Fitted, LatencyTable
 
 # Along the last axis: ms, ms more where nothing of it is cached, megabytes of the caches.
 Terms: TypeAlias = npt.NDArray[np.float64]
@@ -31,10 +30,10 @@ class PartPrices:
 
     Args:
         table: Prices of the target.
-        space: The space whose calibration is used, if the table has one.
+        space: The space whose calibration is used, if the table has one, or a calibration.
     """
 
-    def __init__(self, table: LatencyTable, space: SearchSpace | None) -> None:
+    def __init__(self, table: LatencyTable, space: Fitted) -> None:
         self.table = table
         self._fit = table.calibration(space)
 

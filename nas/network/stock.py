@@ -201,8 +201,7 @@ def _candidates(blocks: tuple[Block, ...]) -> Iterator[tuple[str, dict[str, Any]
 def _efficientformer(blocks: tuple[Block, ...]) -> Iterator[dict[str, Any]]:
     stages = split_stages(blocks)
     inner = [[b for b in stage if isinstance(b, Mb4d | Mb3d)] for stage in stages]
-    first = next(b for stage in inner for b in stage)
-    ratio = first.hidden / first.channels
+    ratio = max(b.hidden / b.channels for stage in inner for b in stage)
     pools = [b.pool for stage in inner for b in stage if isinstance(b, Mb4d)]
     # timm computes int(width * ratio), which may fall one short of the hidden width.
     for mlp_ratio in (ratio, math.nextafter(ratio, math.inf)):
@@ -218,9 +217,8 @@ def _efficientformer(blocks: tuple[Block, ...]) -> Iterator[dict[str, Any]]:
 def _efficientvit(blocks: tuple[Block, ...]) -> dict[str, Any]:
     stages = split_stages(blocks)
     inner = [[b for b in stage if isinstance(b, Cga)] for stage in stages]
-    kernels: tuple[int, ...] = (5,)
-    for cga in (b for stage in inner for b in stage):
-        kernels = max(kernels, cga.kernels, key=len)
+    every = [cga.kernels for stage in inner for cga in stage]
+    kernels: tuple[int, ...] = max(every, key=len, default=(5,))
     return {
         "embed_dim": _widths(blocks, stages),
         "depth": [len(stage) for stage in inner],

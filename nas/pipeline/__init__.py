@@ -9,6 +9,7 @@ from nas.pipeline.device_study import study_device
 from nas.pipeline.doctor import doctor
 from nas.pipeline.prepare import plan_profile, profile, train
 from nas.pipeline.prices import check_table, price
+from nas.pipeline.prune import PruneConfig, prune
 from nas.pipeline.rank import rank
 from nas.pipeline.remote import verify_on
 from nas.pipeline.report import report
@@ -19,6 +20,7 @@ from nas.pipeline.winners import distill, export, verify_folder
 from nas.pipeline.workers import work
 
 __all__ = [
+    "PruneConfig",
     "Run",
     "RunConfig",
     "check_table",
@@ -33,6 +35,7 @@ __all__ = [
     "preset",
     "price",
     "profile",
+    "prune",
     "rank",
     "report",
     "run_all",

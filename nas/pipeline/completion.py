@@ -13,18 +13,26 @@ from nas.pipeline.importance import loss_table
 from nas.pipeline.materials import Materials
 from nas.pipeline.part_costs import PartCosts
 from nas.pipeline.run import Run
+from nas.pipeline.stock import StockAlone
 from nas.study import latency_metric
 
 
 def completion_of(
     run: Run, materials: Materials, prices: Mapping[str, Pricer], budget: Budget
 ) -> Completion:
-    """Return how choices become networks: inner numbers as genes, or allocated.
+    """Return how choices become networks: inner numbers as genes, timm's own, or allocated.
 
     Allocation fills the latency budgets less the margin, which is for the tables' errors, and
     keeps to all others as they are.
+
+    Raises:
+        InfeasibleBudget: the run asks for what plain timm can build, and none of that meets them.
     """
     space, config = materials.space, run.config
+    if config.stock:
+        stock = StockAlone(space, prices)
+        stock.check_reachable(budget)
+        return stock
     if config.importance == "none":
         return GenesAlone(space, prices)
     tables = {latency_metric(name): table for name, table in materials.tables.items()}

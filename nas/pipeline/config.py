@@ -34,7 +34,8 @@ class RunConfig:
     measured on each, and `statistic` says what of a measurement a budget is compared with: the
     upper end of the median's interval, or the 95th percentile of all runs. `importance` says how
     the inner numbers of candidates are chosen: by allocation with losses from Taylor importance
-    or measured ones ("sensitivity"), or as genes of their own ("none"). `init` is the network
+    or measured ones ("sensitivity"), or as genes of their own ("none"). `stock` keeps the search to
+    networks that a class of plain timm can be. `init` is the network
     whose weights the supernet starts from, a timm name or a folder that timm loads; none where it
     is None.
 
@@ -60,6 +61,7 @@ class RunConfig:
     engine: str = "local"
     address: str | None = None
     importance: str = "none"
+    stock: bool = False
     statistic: str = "median"
     study: str = ""
     storage: str | None = None
@@ -119,6 +121,11 @@ class RunConfig:
                 raise ConfigError(
                     f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}."
                 )
+        if self.stock and self.importance != "none":
+            raise ConfigError(
+                "stock networks have one ratio for all their blocks, so their inner numbers cannot "
+                f"be allocated, but importance is {self.importance!r}. Take stock or importance."
+            )
         targets = [self.target, *self.other_targets]
         if len(set(targets)) < len(targets):
             raise ConfigError(f"each target stands once, but they are {' '.join(targets)}.")
@@ -141,6 +148,8 @@ class RunConfig:
         names = READS[stage]
         if stage == "train" and self.train.needs_teacher:
             names += ("teacher", "teach")
+        if stage == "search" and self.stock:  # absent in runs begun before there was such a setting
+            names += ("stock",)
         return {name: to_plain(getattr(self, name)) for name in names}
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from nas.block import Block
 from nas.latency import LatencyTable
 from nas.latency.part_prices import NUM_TERMS, PartPrices
-from nas.space import SearchSpace
+from nas.latency.table import Fitted
 
 Terms: TypeAlias = npt.NDArray[np.float64]
 SIZES = ("params", "macs", "bytes")
@@ -23,10 +23,10 @@ class PartCosts:
 
     Args:
         tables: Latency metric -> the table of its target.
-        space: The space whose calibrations are used.
+        space: The space whose calibrations are used, or a calibration.
     """
 
-    def __init__(self, tables: Mapping[str, LatencyTable], space: SearchSpace | None) -> None:
+    def __init__(self, tables: Mapping[str, LatencyTable], space: Fitted) -> None:
         self._prices = {metric: PartPrices(table, space) for metric, table in tables.items()}
         self._known: dict[Block, Terms] = {}
         self.metrics = (*tables, *SIZES)

@@ -18,6 +18,7 @@ from nas.pipeline.config import RunConfig
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome
 from nas.pipeline.run import Run, load_config
+from nas.pipeline.stock import StockAlone
 from nas.search import Crew, QueueExecutor
 from nas.search import work as work_on
 from nas.space import Architecture
@@ -160,6 +161,8 @@ def work(
 
 def _architectures(run: Run, materials: Materials) -> Callable[[Mapping[str, Any]], Architecture]:
     """Return what makes a network of a choice; only allocation needs the target's table for it."""
+    if run.config.stock:
+        return StockAlone(materials.space, {}).architecture
     if run.config.importance == "none":
         return materials.space.architecture
     return completion_of(run, materials, *budgets.priced(run, materials)).architecture

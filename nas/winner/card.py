@@ -63,7 +63,7 @@ timm's transform above does all of it.{labels}
 
 | file | what it is |
 | --- | --- |
-| `config.json`, `model.safetensors` | the network as timm loads it: `{entrypoint}` |
+| `config.json`, `model.safetensors` | the network as timm loads it: {entrypoint} |
 | `model.onnx` | the same network, {precision}, batch 1 |{int8}
 | `winner.json` | architecture, blocks, promises, measurements, ancestry, sha256 of the files |
 
@@ -113,12 +113,22 @@ def render(winner: Winner, config: Mapping[str, Any]) -> str:
         mean=_numbers(cfg["mean"]),
         std=_numbers(cfg["std"]),
         labels=labels,
-        entrypoint=config["architecture"],
+        entrypoint=_entrypoint(config),
         precision="fp32",
         int8=f"\n| `{INT8}` | {INT8_FILE} |" if INT8 in winner.files else "",
         blocks="\n".join(winner.blocks),
         ancestry=_ancestry(winner),
     )
+
+
+def _entrypoint(config: Mapping[str, Any]) -> str:
+    """Return timm's entrypoint, with its arguments where it is one of timm's own."""
+    name = config["architecture"]
+    arguments = config.get("model_args") or {}
+    if name == "nas_hybrid" or not arguments:
+        return f"`{name}`"
+    text = ", ".join(f"{key}={value!r}" for key, value in sorted(arguments.items()))
+    return f"`{name}({text})`"
 
 
 def measured(winner: Winner) -> str:
@@ -187,7 +197,8 @@ def update(text: str, winner: Winner) -> str:
 def _ancestry(winner: Winner) -> str:
     """Return the list of names and digests that lead back to how it was made."""
     ancestry = winner.ancestry
-    rows = [("study", f"{ancestry.study}, trial {ancestry.trial}")]
+    rows = [("study", f"{ancestry.study}, trial {ancestry.trial}")] if ancestry.study else []
+    rows += [("pruned from (sha256)", ancestry.pruned_from)] if ancestry.pruned_from else []
     rows += [("supernet (sha256)", ancestry.supernet)] if ancestry.supernet else []
     rows += [("teacher (sha256)", ancestry.teacher)] if ancestry.teacher else []
     rows += [(f"latency table of {id} (sha256)", table) for id, table in ancestry.tables.items()]

@@ -14,7 +14,7 @@ from nas.cli.console import table
 VERBS = [
     *("quickstart", "run", "space", "profile", "price", "check-table", "device-study", "train"),
     *("rank", "taylor", "search", "worker", "studies", "study", "trials", "front"),
-    *("distill", "export", "verify", "report", "agent", "doctor"),
+    *("distill", "export", "verify", "report", "prune", "agent", "doctor"),
 ]
 
 

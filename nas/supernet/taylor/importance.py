@@ -167,7 +167,7 @@ def gated_losses(
         if stream is not None:
             x = _scaled(x, stream, 1)
         module = template_of(block, x.device).module
-        with _gated(module, block, slot, gates):
+        with gated(module, block, slot, gates):
             x = supernet.run_block(x, slot, block, statistics[place])
     return F.cross_entropy(x, labels, reduction="none")
 
@@ -223,7 +223,7 @@ def _read_stream(space: SearchSpace, slot: str) -> str:
 
 
 @contextmanager
-def _gated(
+def gated(
     module: nn.Module, block: Block, slot: str, gates: Mapping[str, Tensor]
 ) -> Iterator[None]:
     """Multiply a block's gates in while it runs."""

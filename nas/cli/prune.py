@@ -1,0 +1,88 @@
+"""The verb prune: one trained network, cut inside until it meets a budget."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli import flags
+from nas.cli.console import Options, emit, guarded, progress
+
+
+def prune(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER",
+            help="A winner's folder, another folder that timm loads, or a timm name: of our blocks "
+            "or of EfficientFormer or EfficientViT.",
+        ),
+    ],
+    latency_budget: Annotated[
+        str,
+        typer.Option(
+            "--latency-budget",
+            help="A time (5ms, 800us), or a share of what the network takes as it is (80%).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="A folder for the pruned network.")],
+    target: flags.TargetName = None,
+    budget: flags.Budgets = None,
+    data: flags.Data = None,
+    importance: Annotated[
+        str,
+        typer.Option(
+            help="What a cut costs: taylor (importance of channels, fitted on random cuts) or "
+            "sensitivity (the loss of every cut, measured)."
+        ),
+    ] = "taylor",
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose sizes are options; the folder's own, or multiples of 8, if not given."
+        ),
+    ] = None,
+    table: flags.Table = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Time the parts the table lacks, into runs/tables/."),
+    ] = False,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Then train it on, taught by the network as it was.")
+    ] = 0,
+    seed: flags.Seed = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = 0,
+    debug: flags.Debug = False,
+) -> None:
+    """Cut the inside of one trained network until it meets a budget, with the least loss.
+
+    Hidden widths, key and value channels and heads are cut, the least important channels first,
+    as much in each block as the network as a whole loses least by; widths and depths stay.
+    BatchNorm's statistics are fitted anew where that lowers the loss. The folder is like a
+    winner's: for timm and as ONNX. The pruned network is timed whole where the target is this
+    machine. Exits with 3 if nothing meets the budget; then nothing is written.
+
+      nas prune runs/quickstart/winners/ID --latency-budget 80% --out runs/pruned
+
+      nas prune efficientvit_m2 --data folder:DIR --latency-budget 5ms --measure --out runs/pruned
+    """
+    options = Options(json, quiet, verbose, debug)
+    with guarded(options):
+        from nas import pipeline
+
+        config = pipeline.PruneConfig(
+            latency_budget=latency_budget,
+            budgets=tuple(budget or ()),
+            **({} if target is None else {"target": target}),
+            table=table,
+            space=space,
+            data=data,
+            importance=importance,
+            measure=measure,
+            epochs=epochs,
+            seed=seed or 0,
+        )
+        result = pipeline.prune(folder, out, config, progress=progress(options))
+        emit(result.to_json(), result.text(), options)
