@@ -19,7 +19,7 @@ quickstart: venv ## Profile, train, search, distill, export and verify on this m
 	"$(VENV)/bin/nas" quickstart $(ARGS)
 
 test: venv ## Run every test, slow ones included; say what is skipped and why
-	scripts/test -m "" -rs $(ARGS)
+	scripts/test -m "" -rs --durations=25 $(ARGS)
 
 coverage: venv ## Run every test and show the coverage; takes twice as long
 	scripts/test -m "" -rs --cov --cov-report=term:skip-covered $(ARGS)

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -17,6 +18,8 @@ from typing import Any
 # faster, and sums come out the same everywhere.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "NO_COLOR": "1"}
 os.environ.pop("NAS_STORAGE", None)
+# Where the tests run in the background of a shell Ctrl-C is ignored, by everything they start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from hypothesis import settings
@@ -26,12 +29,16 @@ settings.register_profile("nas", derandomize=True, deadline=None, max_examples=5
 settings.load_profile("nas")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, the tests that need what is not here; begin with the longest file.
+LONGEST = ("test_whole.py", "test_ray_workers.py", "test_remote.py", "test_rank.py", "test_train.py")
 
-    Files are handed to processes in this order, and nothing else takes as long as the whole job.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, the tests that need what is not here; begin with the longest files.
+
+    Files are handed to processes in this order, so that no process ends long after the other.
     """
-    items.sort(key=lambda item: item.path.name != "test_whole.py")
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     for item in items:
         if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="no GPU here"))

@@ -53,6 +53,12 @@ class Pruner:
         losses = [evaluate(each, self._images, self.data).loss for each in (as_cut, fitted)]
         return (fitted, True) if losses[1] < losses[0] else (as_cut, False)
 
+    def uncut(self) -> NasHybrid:
+        """Return the network as it is, with statistics fitted as those of smaller ones are."""
+        fitted = cut(self.model, self.model.blocks_spec, self.orders)
+        refit(fitted, self.data)
+        return fitted
+
     def loss(self, blocks: tuple[Block, ...]) -> float:
         """Return the loss in nats of the network with these blocks, statistics fitted to it."""
         if blocks not in self._known:

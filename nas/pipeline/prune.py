@@ -275,6 +275,8 @@ def _finished(
     scores = {"before": evaluate(found.model, search, found.data)}
     if done.pruner is not None:
         model, is_refitted = done.pruner.pruned(done.blocks)
+        if is_refitted:  # what refitting alone does is not the cut's merit
+            scores["refitted"] = evaluate(done.pruner.uncut(), search, found.data)
         scores["pruned"] = evaluate(model, search, found.data)
     if config.epochs:
         model = _trained_on(model, found, config, progress("distill"))

@@ -17,7 +17,12 @@ def told(values: Mapping[str, Any], *, target: str, epochs: int) -> tuple[str, .
     metric = latency_metric(values["target"])
     before, after = (values["predicted"][name] for name in ("before", "after"))
     measured = values["measured"]
-    names = {"before": "as it was", "pruned": "pruned", "trained": f"after {epochs} epochs"}
+    names = {
+        "before": "as it was",
+        "refitted": "uncut with statistics refitted",
+        "pruned": "pruned",
+        "trained": f"after {epochs} epochs",
+    }
     accuracy = ", ".join(
         f"{score['accuracy']:.1%} {names[name]}" for name, score in values["scores"].items()
     )

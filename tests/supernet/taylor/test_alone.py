@@ -232,7 +232,7 @@ def test_statistics_are_fitted_to_the_training_images_and_nothing_else_changes(
             assert torch.equal(value, before[name]), name
 
 
-def test_cutting_by_importance_loses_less_than_by_weight_or_at_random(quarters: Data) -> None:
+def test_cutting_by_importance_loses_less_than_at_random(quarters: Data) -> None:
     from nas.winner.distill import DistillConfig, train
     from nas.winner.score import evaluate
 
