@@ -18,8 +18,6 @@ from typing import Any
 # faster, and sums come out the same everywhere.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "NO_COLOR": "1"}
 os.environ.pop("NAS_STORAGE", None)
-# Where the tests run in the background of a shell Ctrl-C is ignored, by everything they start too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from hypothesis import settings
@@ -28,8 +26,17 @@ from hypothesis import settings
 settings.register_profile("nas", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("nas")
 
+# Where the tests run in the background of a shell Ctrl-C is ignored, by everything they start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST = ("test_whole.py", "test_ray_workers.py", "test_remote.py", "test_rank.py", "test_train.py")
+
+LONGEST = (
+    "test_whole.py",
+    "test_ray_workers.py",
+    "test_remote.py",
+    "test_rank.py",
+    "test_train.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
