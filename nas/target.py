@@ -14,6 +14,7 @@ from nas.files import into, to_plain
 
 EXPORTER = "dynamo"
 OPSET = 20
+DEFAULT_TARGET = "onnxruntime,fp32,b1,t1"
 GRAMMAR = "RUNTIME[,PRECISION][,bBATCH][,tTHREADS], for example onnxruntime,fp32,b1,t1"
 ID_GRAMMAR = "RUNTIME-VERSION_PRECISION_LAYOUT_bBATCH_tTHREADS@CPU-ARCH"
 ID = re.compile(  # the version begins at the first dash with a digit behind it

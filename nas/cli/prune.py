@@ -8,48 +8,55 @@ import typer
 from nas.cli import flags
 from nas.cli.console import Options, emit, guarded, progress
 
+Folder = Annotated[
+    str,
+    typer.Argument(
+        metavar="FOLDER",
+        help="A winner's folder, another folder that timm loads, or a timm name: of our blocks "
+        "or of EfficientFormer or EfficientViT.",
+    ),
+]
+Budget = Annotated[
+    str,
+    typer.Option(
+        "--latency-budget",
+        help="A time (5ms, 800us), or a share of what the network takes as it is (80%).",
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="A folder for the pruned network.")]
+Importance = Annotated[
+    str,
+    typer.Option(
+        help="What a cut costs: taylor (importance of channels, fitted on random cuts) or "
+        "sensitivity (the loss of every cut, measured)."
+    ),
+]
+Space = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose sizes are options; the folder's own, or multiples of 8, if not given."
+    ),
+]
+Measure = Annotated[
+    bool, typer.Option("--measure", help="Time the parts the table lacks, into runs/tables/.")
+]
+Epochs = Annotated[
+    int, typer.Option(min=0, help="Then train it on, taught by the network as it was.")
+]
+
 
 def prune(
-    folder: Annotated[
-        str,
-        typer.Argument(
-            metavar="FOLDER",
-            help="A winner's folder, another folder that timm loads, or a timm name: of our blocks "
-            "or of EfficientFormer or EfficientViT.",
-        ),
-    ],
-    latency_budget: Annotated[
-        str,
-        typer.Option(
-            "--latency-budget",
-            help="A time (5ms, 800us), or a share of what the network takes as it is (80%).",
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="A folder for the pruned network.")],
+    folder: Folder,
+    latency_budget: Budget,
+    out: Out,
     target: flags.TargetName = None,
     budget: flags.Budgets = None,
     data: flags.Data = None,
-    importance: Annotated[
-        str,
-        typer.Option(
-            help="What a cut costs: taylor (importance of channels, fitted on random cuts) or "
-            "sensitivity (the loss of every cut, measured)."
-        ),
-    ] = "taylor",
-    space: Annotated[
-        str | None,
-        typer.Option(
-            help="Whose sizes are options; the folder's own, or multiples of 8, if not given."
-        ),
-    ] = None,
+    importance: Importance = "taylor",
+    space: Space = None,
     table: flags.Table = None,
-    measure: Annotated[
-        bool,
-        typer.Option("--measure", help="Time the parts the table lacks, into runs/tables/."),
-    ] = False,
-    epochs: Annotated[
-        int, typer.Option(min=0, help="Then train it on, taught by the network as it was.")
-    ] = 0,
+    measure: Measure = False,
+    epochs: Epochs = 0,
     seed: flags.Seed = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,

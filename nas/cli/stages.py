@@ -141,16 +141,15 @@ def search(
     is chosen: on this machine, on the device of an agent with --device, or by hand: --plan writes
     them and ends, --plan with --results goes on with their times. With --importance the widths
     inside each block are not searched but allocated: the least predicted loss within all budgets.
-    With --stock only networks are searched that timm's own entrypoints build, so that winners load
-    without this package.
+    With --stock only networks that timm's own entrypoints build are searched.
     """
     options = Options(json, quiet, verbose, debug, go_on("search", run))
     with guarded(options):
         from nas import pipeline
 
         flagged = {
-            "latency_budget": latency_budget, "budgets": budget,
-            "evaluations": evaluations, "sampler": sampler, "winners": winners,
+            "latency_budget": latency_budget, "budgets": budget, "evaluations": evaluations,
+            "sampler": sampler, "winners": winners,
             "workers": workers, "engine": engine, "address": address,
             "importance": importance, "stock": stock, "statistic": statistic, **targets(target),
             "table": table, "seed": seed, "storage": storage,

@@ -42,6 +42,24 @@ class Budget:
         return {metric: limit for metric, limit in self.limits.items() if is_latency(metric)}
 
 
+def parse_share(text: str) -> float | None:
+    """Return the share that a budget is ("80%" is 0.8), None where it is no share.
+
+    Raises:
+        ConfigError: not above 0 % and at most 100 %.
+    """
+    text = text.strip()
+    if not text.endswith("%"):
+        return None
+    try:
+        share = float(text[:-1]) / 100
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"a share must be above 0% and at most 100%, but is {text!r}.")
+    return share
+
+
 def resolve(
     config: RunConfig,
     *,
@@ -61,17 +79,8 @@ def resolve(
     Raises:
         ConfigError: not a time with its unit, nor a share of 0 to 100 %; or a target has none.
     """
-    text = config.latency_budget.strip()
-    if text.endswith("%"):
-        try:
-            share = float(text[:-1]) / 100
-        except ValueError:
-            share = 0.0
-        if not 0 < share <= 1:
-            raise ConfigError(f"a share must be above 0% and at most 100%, but is {text!r}.")
-        latency_ms = share * largest_ms
-    else:
-        latency_ms = parse_latency(text)
+    share = parse_share(config.latency_budget)
+    latency_ms = parse_latency(config.latency_budget) if share is None else share * largest_ms
     ids = {config.target: target_id, **(other_ids or {})}
     others: dict[str, float] = {}
     for metric, limit in parse_budgets(config.budgets).items():

@@ -15,6 +15,7 @@ from nas.pipeline.sample import RankConfig
 from nas.space.loss_table import METHODS
 from nas.study import mask_url
 from nas.supernet import FitChoiceConfig, TrainConfig
+from nas.target import DEFAULT_TARGET
 from nas.winner.distill import DistillConfig
 
 SCHEMA = 1
@@ -49,7 +50,7 @@ class RunConfig:
     space: str = "hybrid-64"
     data: str = "digits"
     image_size: int | None = None
-    target: str = "onnxruntime,fp32,b1,t1"
+    target: str = DEFAULT_TARGET
     other_targets: tuple[str, ...] = ()
     table: str | None = None
     latency_budget: str = "50%"

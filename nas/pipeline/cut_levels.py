@@ -7,6 +7,7 @@ import numpy as np
 from nas.block import Block
 from nas.errors import ConfigError, InfeasibleBudget
 from nas.latency import Timing
+from nas.pipeline.budget import parse_share
 from nas.pipeline.cuts import Cuts
 from nas.pipeline.materials import Timed
 from nas.pipeline.part_costs import PartCosts
@@ -42,19 +43,13 @@ class Levels:
         Raises:
             ConfigError: not a time with its unit, nor a share of 0 to 100 %; or an unknown metric.
         """
-        text = latency_budget.strip()
-        if text.endswith("%"):
-            try:
-                share = float(text[:-1]) / 100
-            except ValueError:
-                share = 0.0
-            if not 0 < share <= 1:
-                raise ConfigError(f"a share must be above 0% and at most 100%, but is {text!r}.")
+        share = parse_share(latency_budget)
+        if share is not None:
             timing = self.timing(self.cuts.blocks)
             whole_ms = self.predicted(self.cuts.blocks)[self.metric]
             limit_ms = share * (whole_ms if timing is None else timing.median_ms)
         else:
-            limit_ms = parse_latency(text)
+            limit_ms = parse_latency(latency_budget)
         others = resolve_budgets(parse_budgets(budgets), self._costs.metrics)
         if self.metric in others:
             raise ConfigError(

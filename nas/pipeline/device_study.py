@@ -11,10 +11,9 @@ from nas.latency.device_study import DeviceStudy
 from nas.latency.measure import Progress
 from nas.pipeline.outcome import Outcome
 from nas.report import write_device_report
-from nas.target import Target
+from nas.target import DEFAULT_TARGET, Target
 
 FOLDER = Path("runs/device-study")
-DEFAULT_TARGET = "onnxruntime,fp32,b1,t1"
 
 
 def study_device(

@@ -145,10 +145,10 @@ def _database() -> Check:
 
 def _tables() -> Check:
     from nas.latency import find_table
-    from nas.target import Target
+    from nas.target import DEFAULT_TARGET, Target
 
     try:
-        path = find_table(Target.parse("onnxruntime,fp32,b1,t1"))
+        path = find_table(Target.parse(DEFAULT_TARGET))
     except NasError:
         path = None
     if path is None:

@@ -28,9 +28,8 @@ from nas.pipeline.outcome import Outcome, rows
 from nas.pipeline.run import Progress
 from nas.report import Prediction, write_check
 from nas.space import Architecture, SearchSpace
-from nas.target import ONNX, Target
+from nas.target import DEFAULT_TARGET, ONNX, Target
 
-DEFAULT_TARGET = "onnxruntime,fp32,b1,t1"
 ENDS = ("smallest", "largest")
 METHOD_NAMES = {
     "table_ms": "this table",

@@ -32,7 +32,7 @@ from nas.space import Architecture, SearchSpace, architecture_of
 from nas.space.loss_table import METHODS
 from nas.study import latency_metric
 from nas.supernet.taylor.alone import network_importance
-from nas.target import Target
+from nas.target import DEFAULT_TARGET, Target
 from nas.winner.distill import DistillConfig
 from nas.winner.distill import train as train_alone
 from nas.winner.export import export as export_folder
@@ -40,7 +40,6 @@ from nas.winner.objective import Teacher
 from nas.winner.score import evaluate
 from nas.winner.verify import result_of
 
-DEFAULT_TARGET = "onnxruntime,fp32,b1,t1"
 FINE_TUNE_LR = 5e-4
 
 Teller = Callable[[str], Progress]

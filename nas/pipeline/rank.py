@@ -86,18 +86,11 @@ def rank(
     folder = run.folder / FOLDER
     files.write_json(folder / RESULT, result)
     lines = told(networks, compared, limit)
-    page = write_rank(
-        folder,
-        RankReport(
-            title=run.folder.name,
-            about=about(run, networks),
-            networks=networks,
-            agreements=tuple(compared),
-            names=PREDICTORS,
-            ceiling=limit,
-            lines=lines,
-        ),
-    )
+    shown = RankReport(
+        title=run.folder.name, about=about(run, networks), networks=networks,
+        agreements=tuple(compared), names=PREDICTORS, ceiling=limit, lines=lines,
+    )  # fmt: skip
+    page = write_rank(folder, shown)
     run.log("rank", "done", page=page)
     return Outcome(values={**result, "page": str(page)}, lines=(*lines, "", f"page: {page}"))
 

@@ -17,8 +17,8 @@ from nas.pipeline.config import RunConfig
 from nas.pipeline.materials import Materials, Stopwatch
 from nas.pipeline.outcome import Outcome
 from nas.pipeline.run import Progress, Run
-from nas.pipeline.winners import DEFAULT_TARGET, verdict
-from nas.target import Target
+from nas.pipeline.winners import verdict
+from nas.target import DEFAULT_TARGET, Target
 from nas.winner.verify import measure, verify_elsewhere
 
 

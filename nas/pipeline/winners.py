@@ -19,15 +19,13 @@ from nas.seeds import stage_seed
 from nas.space import Architecture
 from nas.study import Study, Trial, latency_metric, mask_url
 from nas.supernet import score
-from nas.target import Target
+from nas.target import DEFAULT_TARGET, Target
 from nas.winner.distill import TrainResult
 from nas.winner.distill import train as train_alone
 from nas.winner.export import export as export_folder
 from nas.winner.promise import VerifyResult
 from nas.winner.verify import verify as verify_winner
 from nas.winner.verify import verify_elsewhere
-
-DEFAULT_TARGET = "onnxruntime,fp32,b1,t1"
 
 
 class Candidate:
