@@ -139,9 +139,8 @@ def search(
     Needs `nas train` and, for the target, a table (`nas profile`). The study is kept in a
     database anyone can query; the best candidates are measured whole, on every target, before one
     is chosen: on this machine, on the device of an agent with --device, or by hand: --plan writes
-    them and ends, --plan with --results goes on with their times. With --importance the widths
-    inside each block are not searched but allocated: the least predicted loss within all budgets.
-    With --stock only networks that timm's own entrypoints build are searched.
+    them and ends, --plan with --results goes on with their times. --importance allocates widths
+    inside blocks instead of searching them; --stock keeps to what timm's own entrypoints build.
     """
     options = Options(json, quiet, verbose, debug, go_on("search", run))
     with guarded(options):
