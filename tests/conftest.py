@@ -17,6 +17,7 @@ from typing import Any
 # Set before anything imports torch; child processes inherit it. On small tensors one thread is
 # faster, and sums come out the same everywhere.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "NO_COLOR": "1"}
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # of the clusters that tests start themselves
 os.environ.pop("NAS_STORAGE", None)
 
 import pytest

@@ -20,6 +20,7 @@ import numpy as np
 
 from nas.errors import DeviceError
 from nas.latency.bench import THREAD_VARIABLES
+from nas.latency.openvino_import import import_openvino
 from nas.target import Target
 
 RUNS, WARM_UP_RUNS = 40, 5
@@ -103,7 +104,7 @@ def _onnxruntime(path: str, threads: int) -> dict[str, float]:
 
 
 def _openvino(path: str, threads: int) -> dict[str, float]:
-    library: Any = import_module("openvino")
+    library = import_openvino()
     settings: dict[str, Any] = {
         "PERF_COUNT": True,
         "INFERENCE_NUM_THREADS": threads,

@@ -7,7 +7,6 @@ shipped needs real ones (`samples`).
 import contextlib
 import io
 import logging
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from nas.errors import CorruptFile, DeviceError
 from nas.files import write_atomic
+from nas.latency.openvino_import import import_openvino
 from nas.latency.runtimes.protocol import Values, first_line, sample_input
 from nas.target import Device
 
@@ -107,7 +107,7 @@ def quantize_openvino(
     Raises:
         ImportError: NNCF is not installed.
     """
-    os.environ.setdefault("NNCF_CI", "1")  # or it would report its use over the internet
+    import_openvino()  # first, so that NNCF finds no telemetry either
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)  # its own way also sets others' handlers

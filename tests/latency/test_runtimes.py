@@ -205,6 +205,18 @@ def test_openvino_computes_fp32_in_fp32(files: dict[str, Path]) -> None:
     assert {node.get_rt_info()["runtimePrecision"].astype(str) for node in nodes} <= {"f32", "i32"}
 
 
+def test_openvino_and_nncf_report_nothing_of_their_use() -> None:
+    """Their package forks a process at every import; without the internet that one hangs."""
+    pytest.importorskip("nncf")
+    code = (
+        "import sys; from nas.latency.runtimes import openvino_cpu;"
+        "import nncf, openvino.tools.ovc.telemetry_utils as reports;"
+        "print(reports.tm.__name__, sys.modules['openvino_telemetry'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "None"]
+
+
 def test_a_runtime_that_cannot_be_imported_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

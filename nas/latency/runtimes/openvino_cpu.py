@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import openvino
-
 from nas.errors import DeviceError
+from nas.latency.openvino_import import import_openvino
 from nas.latency.quantize import quantize_openvino
 from nas.latency.runtimes.protocol import Runner, Values, first_line, sample_input
 from nas.target import Target
+
+openvino = import_openvino()
 
 
 class OpenVino:
