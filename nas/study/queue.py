@@ -3,7 +3,8 @@
 A worker has a row for the time of a lease, which it renews while it evaluates. A row whose worker
 is gone is given back; after `ATTEMPTS` workers it has failed. Each claim raises the row's attempt,
 and a result is taken from the latest attempt only: evaluations may be repeated, results are there
-once.
+once. SQLite gives the number of a deleted row to the next one, so that whoever saw a row before
+names its study and candidate with the number.
 """
 
 import json
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 3
 QUEUED, RUNNING, DONE = "queued", "running", "done"
+_SAME = "queue_id = :id AND study_id = :study AND candidate = :candidate"
 _LOOKED_AT = 16  # rows a worker tries to claim before it looks again
 
 
@@ -32,6 +34,7 @@ class Claim:
     """A candidate that one worker evaluates; `attempt` is what its result must carry."""
 
     id: int
+    candidate: str
     attempt: int
     payload: Mapping[str, Any]  # Any: plain JSON
 
@@ -110,7 +113,7 @@ class Queue:
         from sqlalchemy import text
 
         sql = text(
-            "SELECT queue_id, attempt, lost, host, machine, pid, "
+            "SELECT queue_id, candidate, attempt, lost, host, machine, pid, "
             f"expires_at - {self._place.now} AS left_s "
             f"FROM nas_queue WHERE study_id = :study AND state = '{RUNNING}'"
         )
@@ -132,7 +135,7 @@ class Queue:
                 state, result = DONE, json.dumps({"reason": words})
             if self._change(
                 "attempt = :attempt",
-                {"id": row.queue_id, "attempt": row.attempt},
+                {"id": row.queue_id, "candidate": row.candidate, "attempt": row.attempt},
                 {"state": state, "result": result, "lost": lost},
             ):
                 told.append(words)
@@ -150,24 +153,29 @@ class Queue:
         }  # fmt: skip
         # A row that is ours already is one whose claim went through although its answer was lost.
         look = text(
-            "SELECT queue_id, attempt, payload, state FROM nas_queue WHERE study_id = :study "
-            f"AND (state = '{QUEUED}' OR (state = '{RUNNING}' AND worker = :worker)) "
+            "SELECT queue_id, candidate, attempt, payload, state FROM nas_queue "
+            f"WHERE study_id = :study AND (state = '{QUEUED}' "
+            f"OR (state = '{RUNNING}' AND worker = :worker)) "
             "ORDER BY queue_id LIMIT :most"
         )
         take = text(
             f"UPDATE nas_queue SET state = '{RUNNING}', attempt = attempt + 1, worker = :worker, "
             "host = :host, machine = :machine, pid = :pid, "
             f"expires_at = {self._place.now} + :lease_s "
-            "WHERE queue_id = :id AND attempt = :attempt AND state = :state"
+            f"WHERE {_SAME} AND attempt = :attempt AND state = :state"
         )
         waiting = self._place.transact(lambda connection: connection.execute(look, names).all())
         for row in waiting:
-            mine = names | {"id": row[0], "attempt": row[1], "state": row[3]}
+            mine = names | {"id": row.queue_id, "candidate": row.candidate}
+            mine |= {"attempt": row.attempt, "state": row.state}
             taken = self._place.transact(
                 lambda connection, mine=mine: connection.execute(take, mine).rowcount  # type: ignore[misc]
             )
             if taken == 1:
-                return Claim(id=row[0], attempt=row[1] + 1, payload=json.loads(row[2]))
+                return Claim(
+                    id=row.queue_id, candidate=row.candidate, attempt=row.attempt + 1,
+                    payload=json.loads(row.payload),
+                )  # fmt: skip
         return None
 
     def beat(self, claim: Claim) -> bool:
@@ -175,11 +183,12 @@ class Queue:
         from sqlalchemy import text
 
         sql = text(
-            f"UPDATE nas_queue SET expires_at = {self._place.now} + :lease_s WHERE queue_id = :id "
+            f"UPDATE nas_queue SET expires_at = {self._place.now} + :lease_s WHERE {_SAME} "
             f"AND attempt = :attempt AND worker = :worker AND state = '{RUNNING}'"
         )
-        names = {"lease_s": self._lease_s, "worker": self._worker}
-        names |= {"id": claim.id, "attempt": claim.attempt}
+        names: dict[str, Any] = {"lease_s": self._lease_s, "worker": self._worker}
+        names |= {"id": claim.id, "study": self._place.study_id, "candidate": claim.candidate}
+        names |= {"attempt": claim.attempt}
         return self._place.transact(lambda connection: connection.execute(sql, names).rowcount) == 1
 
     def finish(self, claim: Claim, result: Mapping[str, Any]) -> bool:
@@ -193,7 +202,12 @@ class Queue:
     def _end(self, claim: Claim, state: str, result: str | None) -> bool:
         return self._change(
             "attempt = :attempt AND worker = :worker",
-            {"id": claim.id, "attempt": claim.attempt, "worker": self._worker},
+            {
+                "id": claim.id,
+                "candidate": claim.candidate,
+                "attempt": claim.attempt,
+                "worker": self._worker,
+            },
             {"state": state, "result": result},
         )
 
@@ -205,7 +219,7 @@ class Queue:
         columns = ", ".join(f"{name} = :{name}" for name in after)
         sql = text(
             f"UPDATE nas_queue SET {columns}, worker = NULL, expires_at = NULL "
-            f"WHERE queue_id = :id AND state = '{RUNNING}' AND {condition}"
+            f"WHERE {_SAME} AND state = '{RUNNING}' AND {condition}"
         )
-        names = {**after, **row}
+        names = {**after, **row, "study": self._place.study_id}
         return self._place.transact(lambda connection: connection.execute(sql, names).rowcount) == 1

@@ -12,6 +12,7 @@ import pytest
 from nas.errors import ConfigError
 from nas.study import Queue, Study, hold
 from nas.study.holder import Holder
+from nas.study.place import Place
 from nas.study.queue import ATTEMPTS, candidate_key
 
 Open = Callable[[], Study]
@@ -53,6 +54,34 @@ def test_each_candidate_is_claimed_by_one_of_many_workers(opened: Open) -> None:
         thread.join()
     assert sorted(got) == list(range(20))
     assert len(queue_of(study).results()) == 20
+
+
+def test_a_candidate_in_the_row_of_one_that_is_recorded_is_not_taken_for_it(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite gives the number of a row that is deleted to the next one."""
+    study = opened()
+    fill(study, 1)
+    slow, fast = queue_of(study), queue_of(study)
+    real = Place.transact
+    looked: list[str] = []
+
+    def transact(self: Place, action: Any, **settings: Any) -> Any:
+        found = real(self, action, **settings)
+        if not looked:  # the slow one has seen the row; now others do it, record it, queue the next
+            looked.append("once")
+            claim = fast.claim()
+            assert claim is not None and fast.finish(claim, {"accuracy": 0.5})
+            with hold(study):
+                study.add({"a": 0}, {"latency_ms": 1.0}, accuracy=0.5)
+            fast.put({"a": 1}, {"rank_by": "loss"})
+        return found
+
+    monkeypatch.setattr(Place, "transact", transact)
+    claim = slow.claim() or slow.claim()
+    assert claim is not None and claim.payload["choice"] == {"a": 1}
+    assert slow.finish(claim, {"accuracy": 0.7})
+    assert slow.results() == {candidate_key({"a": 1}): {"accuracy": 0.7}}
 
 
 def test_the_result_of_a_worker_that_was_thought_dead_is_refused(opened: Open) -> None:
