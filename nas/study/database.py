@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 DEFAULT_STORAGE = "sqlite:///runs/nas.db"
 SQLITE_BUSY_TIMEOUT_S = 10.0
+POSTGRESQL_LOCK_TIMEOUT_S = 10.0
+# libpq's: seconds until a server that accepts and says nothing is given up, and until one whose
+# machine is gone is found out. What a URL says itself is left as it is.
+POSTGRESQL_WAITS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 
 
 # ---------------------------------------------------------------- where
@@ -119,10 +129,12 @@ def _open(url: str) -> "RDBStorage":
     from optuna.storages import RDBStorage
     from sqlalchemy.pool import NullPool
 
-    options: dict[str, Any] = {"pool_pre_ping": True}  # a server may restart between two trials
-    if url.startswith("sqlite"):
+    is_sqlite = url.startswith("sqlite")
+    if is_sqlite:
         # One connection a transaction: nothing is held open, in this process or a forked one.
         options = {"poolclass": NullPool, "connect_args": {"timeout": SQLITE_BUSY_TIMEOUT_S}}
+    else:  # a server may restart between two trials
+        options = {"pool_pre_ping": True, "connect_args": _waits(url)}
     try:
         with quiet_optuna():  # Optuna fills a template: braces of a password are doubled
             storage = RDBStorage(url.replace("{", "{{").replace("}", "}}"), engine_kwargs=options)
@@ -133,8 +145,37 @@ def _open(url: str) -> "RDBStorage":
             "PostgreSQL needs a driver; install it with `pip install 'psycopg[binary]'`."
         ) from error
     weakref.finalize(storage, storage.engine.dispose)  # a server's connections are closed
+    if not is_sqlite:
+        _limit_waits_for_locks(storage)
     upgrade(storage)
     return storage
+
+
+def _waits(url: str) -> dict[str, int]:
+    from sqlalchemy import make_url
+
+    parsed = make_url(url)
+    if not parsed.get_driver_name().startswith("psycopg"):
+        return {}  # the others do not go through libpq
+    return {name: value for name, value in POSTGRESQL_WAITS.items() if name not in parsed.query}
+
+
+def _limit_waits_for_locks(storage: "RDBStorage") -> None:
+    """Let a row that another client never lets go of be an error; waiting is ours to do.
+
+    Not among the options of a connection's start: a pooler such as PgBouncer refuses them.
+    """
+    from sqlalchemy import event
+
+    def limit(connection: Any, record: object) -> None:  # Any: the driver's own connection
+        was_automatic, connection.autocommit = connection.autocommit, True
+        cursor = connection.cursor()
+        cursor.execute(f"SET lock_timeout = {round(1000 * POSTGRESQL_LOCK_TIMEOUT_S)}")
+        cursor.close()
+        connection.autocommit = was_automatic
+
+    event.listen(storage.engine, "connect", limit)
+    storage.engine.dispose()  # those made before are not limited
 
 
 def study_names(storage: "RDBStorage", url: str) -> tuple[str, ...]:

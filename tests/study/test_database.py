@@ -1,6 +1,7 @@
 """The database under faults: locks, races, a full disk, damage, and what must never be printed."""
 
 import logging
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from nas.errors import ConfigError, CorruptFile, NasError, StorageError, TryAgain
-from nas.study import Study, database, mask_url, patience, storage_url
+from nas.study import Study, database, hold, mask_url, patience, storage_url
 
 SECRET = "s3cr3t@{/:pw"
 QUOTED = "s3cr3t%40%7B%2F%3Apw"
@@ -109,6 +110,38 @@ def test_a_server_that_is_away_says_to_try_again_without_its_password(
     told = f"{caught.value} {caplog.text}"
     assert "does not answer; trying again" in told
     assert "s3cr3t" not in told
+
+
+def test_a_server_that_accepts_and_says_nothing_is_given_up(
+    impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(database.POSTGRESQL_WAITS, "connect_timeout", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://nas@127.0.0.1:{silent.getsockname()[1]}/nas"
+        with pytest.raises(TryAgain, match="timeout"):
+            Study.load("s", storage=url)
+
+
+def test_what_a_url_says_of_waiting_is_left_as_it_is() -> None:
+    waits = database._waits("postgresql+psycopg://nas@host/db?connect_timeout=3")
+    assert waits.keys() == database.POSTGRESQL_WAITS.keys() - {"connect_timeout"}
+    assert database._waits("postgresql+pg8000://nas@host/db") == {}
+
+
+def test_a_row_that_another_client_holds_is_waited_for_and_no_longer_than_said(
+    postgresql: Any, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    monkeypatch.setattr(database, "POSTGRESQL_LOCK_TIMEOUT_S", 0.2)
+    opened = Study.resume("held", storage=postgresql.url)
+    with psycopg.connect(postgresql.url) as other, hold(opened):
+        other.execute("SELECT 1 FROM nas_leases FOR UPDATE")
+        assert opened.lease is not None
+        with pytest.raises(TryAgain, match="lock timeout"):
+            opened.place.transact(opened.lease.renew)  # type: ignore[union-attr]
+        other.rollback()
+        opened.place.transact(opened.lease.renew)  # type: ignore[union-attr]
 
 
 def test_a_bug_is_not_taken_for_a_locked_database() -> None:
