@@ -12,6 +12,7 @@ from nas.errors import NasError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+LEAVE_S = 10.0
 
 
 def each(
@@ -51,13 +52,20 @@ def each(
                     ready.send(waiting.pop())
                 else:
                     ready.close()
-                    children.pop(ready).join()
+                    _leave(children.pop(ready))
                 yield tasks[number], result
     finally:
         for connection, child in children.items():
             child.kill()
             child.join()
             connection.close()
+
+
+def _leave(child: Any) -> None:  # Any: multiprocessing's process of that context
+    """Let a process end that has nothing left to do; one that hangs on its way out is killed."""
+    child.join(LEAVE_S)
+    child.kill()
+    child.join()
 
 
 def _received(connection: Connection) -> tuple[int, Any]:

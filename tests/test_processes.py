@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from nas import processes
 from nas.errors import ConfigError, NasError
 from nas.processes import each
 
@@ -33,6 +35,11 @@ def die(number: int) -> int:
     return number
 
 
+def leave_a_thread(number: int) -> int:
+    threading.Thread(target=time.sleep, args=(600,)).start()  # its process waits for it
+    return number
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_every_task_is_done_once(jobs: int) -> None:
     assert sorted(each(square, [3, 1, 2], jobs=jobs)) == [(1, 1), (2, 4), (3, 9)]
@@ -52,6 +59,13 @@ def test_another_error_arrives_with_its_traceback() -> None:
 def test_a_killed_process_is_noticed_and_the_way_out_told() -> None:
     with pytest.raises(NasError, match="fewer --jobs"):
         list(each(die, [1, 2], jobs=2))
+
+
+def test_a_process_that_hangs_on_its_way_out_keeps_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "LEAVE_S", 0.2)
+    assert sorted(each(leave_a_thread, [1, 2, 3], jobs=2)) == [(1, 1), (2, 2), (3, 3)]
 
 
 PARENT = """

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -236,8 +237,10 @@ class ChildBench:
     def _dead(self, what: str, *, about: str = "") -> DeviceError:
         """End the child and return the error that names the network it was busy with."""
         about = about or self._traced()
-        if what != "ended":
-            self._child.kill()
+        if what == "ended":  # it closed its end: it is gone, or hangs on its way out
+            with suppress(subprocess.TimeoutExpired):
+                self._child.wait(timeout=2)
+        self._child.kill()
         code = self._child.wait()
         reason = ""
         if what == "ended":

@@ -75,6 +75,8 @@ class QueueExecutor(Executor):
         future: Future[Any] = Future()
         key = self._queue.put(choice, payload)  # type: ignore[arg-type]
         with self._guard:
+            if self._broken is not None:  # meanwhile: nobody would answer any more
+                raise self._broken
             self._waiting[key] = future
         if self._thread is None:
             self._thread = threading.Thread(target=self._watch, daemon=True, name="nas-queue")
@@ -138,8 +140,8 @@ class QueueExecutor(Executor):
                 str(error) if isinstance(error, NasError) else f"{type(error).__name__}: {error}"
             )
             error = BrokenExecutor(words)
-        self._broken = error
         with self._guard:
+            self._broken = error
             waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if future.set_running_or_notify_cancel():

@@ -103,10 +103,10 @@ class RayExecutor(Executor):
         evaluate, *rest = arguments
         if named or (self._threads and evaluate is not self._evaluate):
             raise ConfigError("a RayExecutor holds one evaluate: make another one for another.")
-        if self._broken or self._closing.is_set():
-            raise BrokenExecutor(self._broken or "it was shut down.")
         task = Task(Future(), function, tuple(rest))
-        self._tasks.put(task)
+        why = self._queue(task)
+        if why is not None:
+            raise BrokenExecutor(why)
         if not self._threads:
             self._evaluate, self._stored = evaluate, ray.put(evaluate)
             self._threads = [
@@ -117,10 +117,18 @@ class RayExecutor(Executor):
                 thread.start()
         return task.future
 
+    def _queue(self, task: Task) -> str | None:
+        """Queue a task; return why not where nobody would take it out any more."""
+        with self._lock:
+            why = self._broken or ("it was shut down." if self._closing.is_set() else None)
+            if why is None:
+                self._tasks.put(task)
+            return why
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the actors, and Ray if it was started here; what is unfinished is given up."""
-        self._closing.set()
         with self._lock:
+            self._closing.set()
             for actor in self._actors:
                 ray.kill(actor)
         for thread in self._threads if wait else ():
@@ -173,8 +181,10 @@ class RayExecutor(Executor):
         self._failed_starts += 1
         logger.warning("an actor did not start: %s", first_line(error))
         if self._failed_starts >= STARTS and not self._closing.is_set():
-            self._broken = f"{STARTS} actors in a row did not start: {first_line(error)}"
-            self._give_up(self._broken)
+            why = f"{STARTS} actors in a row did not start: {first_line(error)}"
+            with self._lock:
+                self._broken = why
+            self._give_up(why)
 
     def _run(self, actor: Any, task: Task) -> Any:  # Any: Ray's handle
         """Run a task; return the actor, None if it is no more."""
@@ -197,11 +207,12 @@ class RayExecutor(Executor):
 
     def _again(self, task: Task, error: RayError) -> None:
         """Put back a task whose actor died, or call it a failure."""
-        if self._closing.is_set():
-            task.future.set_exception(BrokenExecutor("it was shut down."))
-        elif task.attempts < ATTEMPTS:
-            logger.warning("an actor died and is replaced: %s", first_line(error))
-            self._tasks.put(task)
+        if task.attempts < ATTEMPTS:
+            why = self._queue(task)
+            if why is not None:
+                task.future.set_exception(BrokenExecutor(why))
+            else:
+                logger.warning("an actor died and is replaced: %s", first_line(error))
         else:
             died = f"its worker died {ATTEMPTS} times: {first_line(error)}"
             task.future.set_result(Outcome(reason=died))
@@ -227,6 +238,7 @@ def join(address: str | None) -> bool:
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         settings["include_dashboard"] = False

@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RayError
 
 from nas.errors import ConfigError, DeviceError, NasError
 from nas.search import RayExecutor, SearchOptions, run
+from nas.search.ray_engine import Task, join
 from nas.study import Study
 
 pytestmark = pytest.mark.slow
@@ -164,6 +167,24 @@ def test_what_is_asked_wrongly_is_refused(cluster: Any) -> None:
         assert executor.submit(lambda evaluate, n: evaluate(n), abs, -3).result(60) == 3
         with pytest.raises(ConfigError, match="holds one evaluate"):
             executor.submit(lambda evaluate, n: evaluate(n), round, 3)
+        executor._broken = "no actor starts"
+        late = Task(Future(), abs, (3,), attempts=1)
+        executor._again(late, RayError("its actor died"))  # no thread would take it up again
+        with pytest.raises(BrokenExecutor, match="no actor starts"):
+            late.future.result(0)
+        with pytest.raises(BrokenExecutor, match="no actor starts"):
+            executor.submit(lambda evaluate, n: evaluate(n), abs, -3)
+
+
+def test_ray_is_told_to_report_nothing_of_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    with pytest.raises(DeviceError):
+        join("127.0.0.1:1")
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")  # who wants it to has said so
+    with pytest.raises(DeviceError):
+        join("127.0.0.1:1")
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
 
 def test_a_cluster_that_is_not_there_is_said() -> None:

@@ -200,6 +200,37 @@ def test_a_search_that_was_taken_over_stops_and_says_to_try_again(url: str) -> N
     assert study.trials == ()
 
 
+def test_a_candidate_that_is_queued_while_the_workers_give_up_is_not_waited_for(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study.create("s", storage=url)
+    queue = Queue(study.place)
+    executor = QueueExecutor(study, queue=queue)
+    real, may_end = queue.put, threading.Event()
+
+    def keep() -> None:
+        assert may_end.wait(30)
+        raise NasError("no worker begins")
+
+    def put(choice: Choice, payload: Mapping[str, Any]) -> str:
+        key = real(choice, payload)
+        if choice["g0"] == 2:  # written, and then everybody gives up
+            may_end.set()
+            thread = executor._thread
+            assert thread is not None
+            thread.join(30)
+        return key
+
+    monkeypatch.setattr(executor, "_keep", keep)
+    monkeypatch.setattr(queue, "put", put)
+    with executor:
+        first = executor.submit(call, evaluate, {"g0": 1}, "loss")
+        with pytest.raises(BrokenExecutor, match="no worker begins"):
+            executor.submit(call, evaluate, {"g0": 2}, "loss")
+        with pytest.raises(BrokenExecutor, match="no worker begins"):
+            first.result(5)
+
+
 def test_a_worker_waits_for_an_owner_and_ends_when_none_comes(url: str) -> None:
     study = Study.create("s", storage=url)
     begun_s = time.monotonic()
