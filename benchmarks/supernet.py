@@ -13,7 +13,7 @@ Parts, all of them unless named:
     python benchmarks/supernet.py [PART ...] [--data folder:DIR] [--keep FOLDER] [--dry-run]
 
 Digits and the space tiny by default, a quarter of an hour; with an image folder hybrid-64 at 64 px,
-networks of at most 15 MMACs, under 100 minutes of two cores. What takes how long is measured and
+networks of at most 8 MMACs, under 100 minutes of two cores. What takes how long is measured and
 printed first; --dry-run stops there. The same command with the same --keep goes on after a stop.
 Each part writes benchmarks/results/supernet-PART.json when it is done.
 """
@@ -71,7 +71,7 @@ DIGITS = Scale(
     supernet_epochs=40, lr=4e-3,
 )  # fmt: skip
 PHOTOS = Scale(
-    space="hybrid-64", image_size=64, max_macs=15_000_000, bands=8, per_band=4, twice=8, epochs=12,
+    space="hybrid-64", image_size=64, max_macs=8_000_000, bands=8, per_band=4, twice=8, epochs=12,
     supernet_epochs=48, lr=3e-3,
 )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -56,7 +56,7 @@ class Score:
 
     accuracy: float
     loss: float
-    statistics: Statistics
+    statistics: Statistics = field(repr=False)
 
 
 class Evaluator:

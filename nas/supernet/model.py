@@ -15,9 +15,10 @@ from nas.supernet.choice import Spot
 from nas.supernet.slicing import slice_block
 from nas.supernet.template import BlockStatistics, drop_running_statistics, template_of
 
-# Every residual branch starts at this scale: kinds that start as the identity get gradients of
-# 1e-8, and a choice between them would be decided by their initialisation (METHODS 7.3).
-RESIDUAL_SCALE = 1.0
+# Every residual branch starts at this scale. From 1e-5, as published, gradients of a choice between
+# kinds are 1e-8, and initialisation would decide it. From 1, paths of a dozen blocks whose kinds
+# change from step to step hardly learn (LOG.md, 2026-11-22).
+RESIDUAL_SCALE = 0.05
 
 # One mapping a block, in the order of `space.blocks(architecture)`.
 Statistics = tuple[BlockStatistics, ...]

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nas.errors import ConfigError
+from nas.supernet.agreement import spearman
 from nas.supernet.taylor.tables import InnerDim, InnerNumbers
 
 Numbers = npt.NDArray[np.float64]
@@ -22,7 +23,8 @@ class Scales:
         r2: Share of the variance of the measured losses that is explained, in five folds each
             held out of the fit that predicts it; below 0 is worse than their mean.
         r2_fitted: The same of the losses that were fitted.
-        spearman: Rank correlation of measured and predicted losses, held out in the same way.
+        spearman: Rank correlation of measured and predicted losses, held out in the same way; 0
+            where all of either are equal, as of a supernet that has learnt nothing.
     """
 
     by_kind: Mapping[str, float]
@@ -89,8 +91,6 @@ def fit_lost(
     Raises:
         ConfigError: too few networks, not one increase each, or one that is not a number.
     """
-    from scipy.stats import spearmanr  # half a second to import, for every command
-
     measured = np.asarray(increases, dtype=np.float64)
     if len(lost) < 2 * FOLDS or len(measured) != len(lost):
         raise ConfigError(
@@ -110,7 +110,7 @@ def fit_lost(
         by_kind=dict(zip(kinds, scales.tolist(), strict=True)),
         r2=_r2(measured, held_out),
         r2_fitted=_r2(measured, features @ scales),
-        spearman=float(spearmanr(measured, held_out).statistic),
+        spearman=spearman(measured, held_out) or 0.0,
     )
 
 

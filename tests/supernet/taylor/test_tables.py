@@ -138,6 +138,12 @@ def test_noise_is_told_from_what_is_explained():
     assert scales.r2 < scales.r2_fitted
 
 
+def test_losses_that_nothing_raises_correlate_with_nothing():
+    found, allocations = example(np.random.default_rng(3))
+    scales = fit_scales(found, allocations, [-1.0] * 60)
+    assert scales.spearman == 0.0 and not any(scales.by_kind.values())
+
+
 def test_a_kind_that_cannot_be_told_from_noise_gets_about_the_common_scale():
     rng = np.random.default_rng(2)
     found, allocations = example(rng)
