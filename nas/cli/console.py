@@ -32,10 +32,12 @@ class Options:
     verbose: int = 0
     debug: bool = False
     resume_words: list[str] = field(default_factory=list)
+    has_emitted: bool = False  # stdout has its one JSON object
 
 
 def emit(value: dict[str, Any], text: str, options: Options) -> None:
     """Print a result: one JSON object with --json, else the text for people."""
+    options.has_emitted = True
     if options.json:
         print(json.dumps({"schema": 1, **value}, default=str))
     else:
@@ -130,7 +132,7 @@ def guarded(options: Options) -> Iterator[None]:
     log = logging.getLogger("nas")
     level_before = log.level
     set_up_logging(options)
-    signal.signal(signal.SIGTERM, _terminate)
+    terminate_before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except NasError as error:
@@ -146,12 +148,16 @@ def guarded(options: Options) -> Iterator[None]:
         raise SystemExit(1) from None
     finally:
         log.setLevel(level_before)
+        signal.signal(signal.SIGTERM, terminate_before or signal.SIG_DFL)
 
 
 def fail(message: str, options: Options, code: int) -> None:
-    """Print an error for people (and, with --json, for programs), and exit."""
+    """Print an error for people, and exit; with --json also for programs, unless the result is out.
+
+    A broken promise is an error behind a result that says so itself.
+    """
     print(f"error: {message}", file=sys.stderr)
-    if options.json:
+    if options.json and not options.has_emitted:
         print(json.dumps({"schema": 1, "error": message, "exit_code": code}))
     raise SystemExit(code)
 

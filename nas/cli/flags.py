@@ -49,6 +49,12 @@ Targets = Annotated[
         "each with a --budget latency_ms:TARGET=5ms and its table, profiled in a run of its own.",
     ),
 ]
+Mode = Annotated[
+    str | None,
+    typer.Option(
+        help="best: networks just below the budget; front: from the fastest up to the budget."
+    ),
+]
 Importance = Annotated[
     str | None,
     typer.Option(

@@ -112,6 +112,7 @@ def search(
     name: flags.Name = None,
     evaluations: flags.Evaluations = None,
     sampler: flags.Sampler = None,
+    mode: flags.Mode = None,
     importance: flags.Importance = None,
     stock: flags.Stock = None,
     statistic: flags.Statistic = None,
@@ -138,9 +139,9 @@ def search(
 
     Needs `nas train` and, for the target, a table (`nas profile`). The study is kept in a
     database anyone can query; the best candidates are measured whole, on every target, before one
-    is chosen: on this machine, on the device of an agent with --device, or by hand: --plan writes
-    them and ends, --plan with --results goes on with their times. --importance allocates widths
-    inside blocks instead of searching them; --stock keeps to what timm's own entrypoints build.
+    is chosen: here, by an agent (--device), or by hand: --plan writes them and ends, --plan with
+    --results goes on with their times. --importance allocates widths inside blocks instead of
+    searching them; --stock keeps to timm's own entrypoints; --mode front spreads the winners.
     """
     options = Options(json, quiet, verbose, debug, go_on("search", run))
     with guarded(options):
@@ -148,10 +149,9 @@ def search(
 
         flagged = {
             "latency_budget": latency_budget, "budgets": budget, "evaluations": evaluations,
-            "sampler": sampler, "winners": winners,
-            "workers": workers, "engine": engine, "address": address,
-            "importance": importance, "stock": stock, "statistic": statistic, **targets(target),
-            "table": table, "seed": seed, "storage": storage,
+            "sampler": sampler, "mode": mode, "winners": winners, "workers": workers, "seed": seed,
+            "engine": engine, "address": address, "importance": importance, "stock": stock,
+            "statistic": statistic, **targets(target), "table": table, "storage": storage,
         }  # fmt: skip
         config = pipeline.config_of(run, changes(flagged, overrides), begin=False, study=name)
         check_files(plan, results, device)

@@ -132,6 +132,14 @@ class Allocator:
         self._only = {
             gene: options[0] for gene, options in all_genes(space).items() if gene not in self.genes
         }
+        self._by_stage = [
+            [
+                (gene, *_owner(gene.removeprefix(f"s{number}.")))
+                for gene in self.genes
+                if gene.startswith(f"s{number}.")
+            ]
+            for number in range(1, len(space.stages) + 1)
+        ]
         self._shapes: dict[tuple[Any, ...], Shape] = {}
         self._outer: dict[tuple[int, str], tuple[str, ...]] = {}  # genes inside kinds of a stage
         self._part_losses: dict[tuple[str, int], list[list[float]]] = {}
@@ -151,16 +159,11 @@ class Allocator:
             kinds = {known[f"{prefix}b{place}.kind"] for place in range(depth - tail)}
             kinds |= {TAIL_KIND} if tail else set()
             kinds |= {known[f"{prefix}by"]} if number > 1 else set()
-            for gene in self.genes:
-                if not gene.startswith(prefix):
-                    continue
-                first, dot, last = gene.removeprefix(prefix).partition(".")
-                is_spare_place = last == "kind" and int(first[1:]) >= depth - tail
-                is_spare_kind = dot and last != "kind" and first not in kinds
-                if first == "tail":
-                    found[gene] = tail
-                elif is_spare_place or is_spare_kind:
+            for gene, place, kind in self._by_stage[number - 1]:
+                if place >= depth - tail or (kind and kind not in kinds):
                     found[gene] = self.genes[gene][0]
+            if f"{prefix}tail" in self.genes:
+                found[f"{prefix}tail"] = tail
         return found
 
     def architecture(self, choice: Choice) -> Architecture:
@@ -299,6 +302,15 @@ class Allocator:
                 option_losses(self._losses, slot, part, heads=heads) for part in shape.parts
             ]
         return self._part_losses[key]
+
+
+def _owner(gene: str) -> tuple[int, str]:
+    """Return the place whose kind a gene of a stage decides, -1 for none, and the kind that it is
+    an inner number of, "" for none."""
+    first, dot, last = gene.partition(".")
+    if not dot:
+        return -1, ""
+    return (int(first[1:]), "") if last == "kind" else (-1, first)
 
 
 class _Bounds:

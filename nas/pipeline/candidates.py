@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from nas.errors import ConfigError, InfeasibleBudget
 from nas.latency import LatencyTable, Timing, time_networks
 from nas.pipeline import budget as budgets
@@ -19,17 +21,20 @@ from nas.search import run as run_search
 from nas.search.samplers import whole_key
 from nas.seeds import stage_seed
 from nas.space import Architecture
-from nas.study import Study, Trial, describe_cost, latency_metric
+from nas.study import Study, Trial, describe_cost, front_metrics, latency_metric
 from nas.supernet import taylor
 
 # How far a candidate's price is from the middle of the level searched, as a share of the budget.
 OFF_LEVEL = "off_level"
 MEASURED_AT_ONCE = 4
+DRIFT = 0.05  # a table further off is said to be
 MOST_STUDIES = 1000
 
 
 def search(run: Run, materials: Materials | None = None) -> Outcome:
     """Search under the budget, then measure the best candidates whole, in order.
+
+    The best are those of lowest loss; in mode "front" those that are spread along the front.
 
     Raises:
         InfeasibleBudget: nothing in the space meets the budget, or no candidate did when measured.
@@ -54,7 +59,8 @@ def search(run: Run, materials: Materials | None = None) -> Outcome:
         }
     )
     told = [_told(row) for row in result["measured"]]
-    return Outcome(values=result, lines=(*lines, *told))
+    drifted = [_drift_told(name, by) for name, by in result.get("measured_by_table", {}).items()]
+    return Outcome(values=result, lines=(*lines, *told, *filter(None, drifted)))
 
 
 def _told(row: Mapping[str, Any]) -> str:
@@ -62,6 +68,31 @@ def _told(row: Mapping[str, Any]) -> str:
     share = f"{abs(row['slack']):.1%} of the budget"
     verdict = f"{share} left" if row["meets"] else f"refused, {share} over on {row['tightest']}"
     return f"  {row['architecture_id']}  {row['accuracy']:.1%}  {verdict}"
+
+
+def measured_by_table(measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return {target: median of measured by predicted ms} of candidates measured whole."""
+    ratios: dict[str, list[float]] = {}
+    for row in measured:
+        for target_id, each in row["latencies"].items():
+            ratio = float(each["measured_ms"]) / float(each["predicted_ms"])
+            ratios.setdefault(target_id, []).append(ratio)
+    return {target_id: float(np.median(own)) for target_id, own in ratios.items()}
+
+
+def _drift_told(target_id: str, ratio: float) -> str | None:
+    """Return what a table that is off by more than it may be means for the budget, if it is."""
+    if abs(ratio - 1) <= DRIFT:
+        return None
+    now, means = (
+        ("faster", "part of the budget stays unused") if ratio < 1
+        else ("slower", "candidates are refused that need not have been tried")
+    )  # fmt: skip
+    return (
+        f"  networks take {ratio:.2f} x what the table of {target_id} says: the machine is {now} "
+        f"now than when it was profiled, or the table is off, and {means}. Profile it again in "
+        "another run (nas profile --run NEW --table NEW.json) and search with --table NEW.json."
+    )
 
 
 def _search(run: Run, materials: Materials, name: str, progress: Progress) -> dict[str, Any]:
@@ -89,6 +120,7 @@ def _search(run: Run, materials: Materials, name: str, progress: Progress) -> di
         "feasible_share": budgets.feasible_share(materials.space, prices, budget),
         "feasible_sample": budgets.RANDOM_DRAWS,
         "measured": measured,
+        "measured_by_table": measured_by_table(measured),
         "chosen": chosen,
     }
 
@@ -144,6 +176,7 @@ def _evaluate(
             seed=stage_seed(config.seed, "search"),
             options=SearchOptions(
                 sampler=config.sampler,
+                mode=config.mode,  # type: ignore[arg-type]  # checked by the settings
                 rank_by="loss",
                 batch=workers.batch(config, study),
                 complete=lambda choice, level: completion.canonical(choice),
@@ -213,6 +246,23 @@ def by_loss(trials: Sequence[Trial]) -> list[Trial]:
     return sorted(complete, key=lambda t: (t.loss if t.loss is not None else 0.0, t.number))
 
 
+def spread(front: Sequence[Trial], metrics: Sequence[str]) -> list[Trial]:
+    """Return the trials of a front, the lowest loss first, so that the first few span it.
+
+    Each of the others is the farthest from those before it in the logarithm of a cost
+    (farthest-first traversal: Gonzalez 1985).
+    """
+    best_first = by_loss(front)
+    places = np.log([[trial.costs[name] for name in metrics] for trial in best_first])
+    order: list[int] = []
+    distance = np.full(len(front), np.inf)
+    while len(order) < len(front):
+        order.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.abs(places - places[order[-1]]).max(axis=1))
+        distance[order[-1]] = -1.0  # taken, as equals of it are not
+    return [best_first[place] for place in order]
+
+
 def measure_best(
     run: Run, materials: Materials, study: Study, budget: Budget, progress: Progress
 ) -> Iterator[dict[str, Any]]:
@@ -223,7 +273,11 @@ def measure_best(
     left (`slack`, below 0 if it is over), and whether every budget is met by what `statistic` says.
     """
     config = run.config
-    waiting = by_loss(study.trials)[: config.candidates]
+    if config.mode == "front":
+        best = spread(study.front(by="loss"), front_metrics(None, study.metrics))
+    else:
+        best = by_loss(study.trials)
+    waiting = best[: config.candidates]
     at_once = MEASURED_AT_ONCE if materials.timed is None else max(len(waiting), 1)
     met = 0
     while waiting and met < config.winners:

@@ -60,8 +60,9 @@ class Level:
 
     @classmethod
     def of(cls, config: RunConfig, budget: Budget) -> "Level":
-        """Return the level of a run's settings."""
-        high, low = 1 - config.margin, config.least_use
+        """Return the level of a run's settings; a front has no lower end."""
+        high = 1 - config.margin
+        low = config.least_use if config.mode == "best" else 0.0
         return cls(limits=budget.latencies_ms, middle=(high + low) / 2, half=(high - low) / 2)
 
     def off(self, least: Mapping[str, Any], most: Mapping[str, Any]) -> Any:  # Any: arrays (n,)

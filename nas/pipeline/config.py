@@ -12,6 +12,7 @@ from nas.latency import ProfileConfig
 from nas.latency.check import MIN_NETWORKS
 from nas.manifest import STATISTICS
 from nas.pipeline.sample import RankConfig
+from nas.search.options import MODES
 from nas.space.loss_table import METHODS
 from nas.study import mask_url
 from nas.supernet import FitChoiceConfig, TrainConfig
@@ -35,7 +36,9 @@ class RunConfig:
     measured on each, and `statistic` says what of a measurement a budget is compared with: the
     upper end of the median's interval, or the 95th percentile of all runs. `importance` says how
     the inner numbers of candidates are chosen: by allocation with losses from Taylor importance
-    or measured ones ("sensitivity"), or as genes of their own ("none"). `stock` keeps the search to
+    or measured ones ("sensitivity"), or as genes of their own ("none"). `mode` "front" looks for
+    networks at all latencies up to the budget, whatever `least_use` says, and takes winners along
+    the front of loss and latency. `stock` keeps the search to
     networks that a class of plain timm can be. `init` is the network
     whose weights the supernet starts from, a timm name or a folder that timm loads; none where it
     is None.
@@ -59,6 +62,7 @@ class RunConfig:
     least_use: float = 0.8
     evaluations: int = 300
     sampler: str = "predictor"
+    mode: str = "best"
     engine: str = "local"
     address: str | None = None
     importance: str = "none"
@@ -76,7 +80,7 @@ class RunConfig:
     threads: int | None = None
     teacher: str = "resnet10t"
     init: str | None = None
-    profile: ProfileConfig = field(default_factory=lambda: ProfileConfig(calibrate_on=24))
+    profile: ProfileConfig = field(default_factory=lambda: ProfileConfig(calibrate_on=48))
     train: TrainConfig = field(default_factory=TrainConfig)
     fit_choice: FitChoiceConfig = field(default_factory=FitChoiceConfig)
     teach: DistillConfig = field(default_factory=DistillConfig)
@@ -117,7 +121,8 @@ class RunConfig:
             raise ConfigError(f"timeout_s must be above zero, but is {self.timeout_s}.")
 
     def _check_words(self) -> None:
-        for name, known in (("importance", IMPORTANCES), ("statistic", STATISTICS)):
+        words = (("importance", IMPORTANCES), ("statistic", STATISTICS), ("mode", MODES))
+        for name, known in words:
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}."
@@ -126,6 +131,11 @@ class RunConfig:
             raise ConfigError(
                 "stock networks have one ratio for all their blocks, so their inner numbers cannot "
                 f"be allocated, but importance is {self.importance!r}. Take stock or importance."
+            )
+        if self.mode == "front" and self.importance != "none":
+            raise ConfigError(
+                "mode front looks for networks at all latencies, but importance "
+                f"{self.importance!r} fills the budget. Take front or importance."
             )
         targets = [self.target, *self.other_targets]
         if len(set(targets)) < len(targets):
@@ -149,8 +159,9 @@ class RunConfig:
         names = READS[stage]
         if stage == "train" and self.train.needs_teacher:
             names += ("teacher", "teach")
-        if stage == "search" and self.stock:  # absent in runs begun before there was such a setting
-            names += ("stock",)
+        if stage == "search":  # absent in runs begun before there were such settings
+            names += ("stock",) if self.stock else ()
+            names += ("mode",) if self.mode != "best" else ()
         return {name: to_plain(getattr(self, name)) for name in names}
 
 

@@ -25,7 +25,9 @@ Numbers: TypeAlias = tuple[tuple[str, int], ...]  # (field of the block, number)
 
 ROUNDS = 4
 CLOSE = 0.003  # of a budget: what rates at one network may be wrong by at the next
-HALVINGS = 11
+PASSES = 3
+PRICES = np.geomspace(0.25, 1024, 13)  # of what options use, by the span of losses: first pass
+FINER = np.linspace(0, 1, 10)[1:-1]  # between two of them: the passes behind it
 NEAR = 0.005  # of a budget: near enough to it for rates
 
 
@@ -177,13 +179,13 @@ class _Spots:
         )
 
     def least(self, priced: Terms) -> Indices:
-        """Return which option of each part is priced least, (parts,)."""
-        picked: Indices = priced[self.places].argmin(axis=1)
+        """Return which option of each part is least of `priced` (..., options): (..., parts)."""
+        picked: Indices = priced[..., self.places].argmin(axis=-1)
         return picked
 
     def added(self, picked: Indices, fixed: Terms) -> Terms:
-        """Return the terms of a network, (terms,)."""
-        total: Terms = fixed + self.terms[self.starts + picked].sum(axis=0)
+        """Return the terms of networks, (..., terms), by the options picked, (..., parts)."""
+        total: Terms = fixed + self.terms[self.starts + picked].sum(axis=-2)
         return total
 
     def shares(self, costs: PartCosts, point: Terms, limits: Mapping[str, float]) -> Terms:
@@ -202,20 +204,26 @@ def _near(
 ) -> Terms:
     """Return the terms of a network at the limits, not far from the best, to take rates at.
 
-    One multiplier for what options use of all limits, at the rates of the network itself as it
-    changes, from those at `point` on; it is doubled until the limits hold, then halved in between
-    until the network is near them.
+    One multiplier for what options use of all limits, at the rates at `point` first, then at those
+    of the network found last; a grid of multipliers is tried at once, then a finer one between the
+    two that have the limits between them.
     """
-    low, high = 0.0, 0.0
-    price = float(np.ptp(options.losses)) or 1.0
-    for _ in range(HALVINGS):
-        priced = options.losses + price * options.shares(costs, point, limits)
-        point = options.added(options.least(priced), fixed)
-        use = _use(costs, point, limits)
-        if 1 - NEAR <= use <= 1:
+    grid = (float(np.ptp(options.losses)) or 1.0) * PRICES
+    for _ in range(PASSES):
+        shares = options.shares(costs, point, limits)
+        picked = options.least(options.losses + grid[:, None] * shares)
+        terms = options.added(picked, fixed)
+        use = _uses(costs, terms, limits)
+        fits = np.flatnonzero(use <= 1)
+        at = int(fits[0]) if len(fits) else len(grid) - 1  # the lowest price that is enough
+        point = terms[at]
+        if 1 - NEAR <= use[at] <= 1:
             break
-        low, high = (price, high) if use > 1 else (low, price)
-        price = 2 * low if high == 0 else (low + high) / 2
+        if use[at] > 1:  # the rates at this network are lower
+            low, high = grid[at], 2 * grid[at]
+        else:
+            low, high = grid[at - 1] if at else 0.0, grid[at]
+        grid = low + (high - low) * FINER
     return point
 
 
@@ -238,8 +246,14 @@ def _round(
 
 def _use(costs: PartCosts, terms: Terms, limits: Mapping[str, float]) -> float:
     """Return how much of the tightest limit a network uses."""
+    return float(_uses(costs, terms, limits))
+
+
+def _uses(costs: PartCosts, terms: Terms, limits: Mapping[str, float]) -> Terms:
+    """Return how much of their tightest limits networks use, (...), by terms (..., terms)."""
     totals = costs.totals(terms)
-    return max(float(totals[metric]) / limit for metric, limit in limits.items())
+    uses: Terms = np.max([totals[metric] / limit for metric, limit in limits.items()], axis=0)
+    return uses
 
 
 def _cheapest(

@@ -19,7 +19,7 @@ from nas.errors import ConfigError
 
 CORE = 16  # groups chosen together in one round
 POOL = 28  # groups that cores are drawn from: those whose choice is least clear
-STATES = 192  # partial allocations kept of each half of a core
+STATES = 160  # partial allocations kept of each half of a core
 NOISE = 0.6  # how far from the best of them others are kept, as a share of what may be gained
 CLOSE = 5e-4  # near enough to the bound, as a share of what is gained over the worst allocation
 WIDE = 5e-3  # so far from it that more rounds are worth their time

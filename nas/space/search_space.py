@@ -137,8 +137,10 @@ class SearchSpace:
             depth = picked("depth")
             tail = stage.fit_tail(picked("tail"), depth)
             kinds = [picked(f"b{place}.kind") for place in range(depth - tail)]
-            blocks = [picked.block(kind, width, width) for kind in [*kinds, *[TAIL_KIND] * tail]]
-            stages.append(StageChoice(width, transition, tuple(blocks)))
+            kinds += [TAIL_KIND] * tail
+            of_kind = {kind: picked.block(kind, width, width) for kind in dict.fromkeys(kinds)}
+            blocks = tuple(of_kind[kind] for kind in kinds)
+            stages.append(StageChoice(width, transition, blocks))
             before = width
         return Architecture(self.name, self.image_size, tuple(stages))
 

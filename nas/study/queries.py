@@ -1,9 +1,10 @@
 """Questions to a study's rows: the front, the best, a data frame, the list of studies."""
 
+import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nas.errors import InfeasibleBudget
 from nas.study.metrics import describe_cost
@@ -35,12 +36,18 @@ def within(rows: Iterable[Trial], budgets: Mapping[str, float]) -> list[Trial]:
     ]
 
 
-def front(rows: Iterable[Trial], metrics: Sequence[str]) -> tuple[Trial, ...]:
-    """Return the rows not beaten in accuracy and all of `metrics`, cheapest first; ties all stay.
+Merit = Literal["accuracy", "loss"]
 
-    A row is beaten by one that is nowhere worse and somewhere better.
+
+def front(
+    rows: Iterable[Trial], metrics: Sequence[str], *, by: Merit = "accuracy"
+) -> tuple[Trial, ...]:
+    """Return the complete rows not beaten in merit and all of `metrics`, cheapest first.
+
+    A row is beaten by one that is nowhere worse and somewhere better; ties all stay.
     """
-    points = [((*(row.costs[name] for name in metrics), -_accuracy(row)), row) for row in rows]
+    loss_of = {"accuracy": lambda row: -_accuracy(row), "loss": _loss}[by]
+    points = [((*(row.costs[name] for name in metrics), loss_of(row)), row) for row in rows]
     points.sort(key=lambda pair: (pair[0], pair[1].number))
     kept: list[tuple[tuple[float, ...], Trial]] = []
     for point, row in points:  # whatever beats a row stands before it
@@ -70,18 +77,17 @@ def best(rows: Sequence[Trial], budgets: Mapping[str, float], metric: str) -> Tr
         )
     return min(
         feasible,
-        key=lambda row: (
-            -_accuracy(row),
-            float("inf") if row.loss is None else row.loss,
-            row.costs[metric],
-            row.number,
-        ),
+        key=lambda row: (-_accuracy(row), _loss(row), row.costs[metric], row.number),
     )
 
 
 def _accuracy(row: Trial) -> float:
     assert row.accuracy is not None, "only complete rows are compared"
     return row.accuracy
+
+
+def _loss(row: Trial) -> float:
+    return math.inf if row.loss is None else row.loss
 
 
 def to_frame(

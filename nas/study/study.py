@@ -328,13 +328,15 @@ class Study:
         *,
         metric: str | Sequence[str] | None = None,
         budgets: Mapping[str, float] | None = None,
+        by: queries.Merit = "accuracy",
     ) -> tuple[Trial, ...]:
-        """Return the rows that no other beats in accuracy and the costs, the cheapest first.
+        """Return the rows that no other beats in merit and the costs, the cheapest first.
 
         Args:
             metric: One cost or several; if not given, the latencies of all targets (or the
                 study's first cost if it has no latency).
             budgets: Only rows within these; the study's own if not given.
+            by: The merit: "accuracy", or "loss" on the same images, which ties less.
 
         Raises:
             ConfigError: the study has no such cost.
@@ -342,7 +344,7 @@ class Study:
         if not self.metrics:
             return ()
         names = front_metrics(metric, self.metrics)
-        return queries.front(queries.within(self.trials, self._limits(budgets)), names)
+        return queries.front(queries.within(self.trials, self._limits(budgets)), names, by=by)
 
     def best(self, budgets: Mapping[str, float] | None = None) -> Trial:
         """Return the row of highest accuracy within the budgets (the study's own if not given).

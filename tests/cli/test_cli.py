@@ -1,6 +1,7 @@
 """The command line as its users meet it: help that teaches, results on stdout, exit codes."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,12 @@ def test_every_verb_explains_itself(verb: str) -> None:
 def test_version_is_printed() -> None:
     code, out, _ = run("--version")
     assert code == 0 and out.startswith("nas 0.")
+
+
+def test_a_command_called_from_python_gives_sigterm_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("space", "show", "hybird")[0] == 2
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_spaces_are_listed_for_people_and_programs() -> None:

@@ -137,6 +137,13 @@ def test_the_front_holds_what_no_other_row_beats(study: Study) -> None:
     assert [row.number for row in study.front(metric="params", budgets={})] == [0, 1, 3]
 
 
+def test_a_front_of_losses_parts_what_accuracy_ties(study: Study) -> None:
+    for number, (cost, loss) in enumerate([(2.0, 0.3), (1.0, 0.4), (3.0, 0.35), (1.5, None)]):
+        study.add(choice(number), {LATENCY: cost, "params": 1.0}, accuracy=0.5, loss=loss)
+    assert [row.number for row in study.front(by="loss")] == [1, 0]
+    assert [row.number for row in study.front()] == [1]
+
+
 def test_the_front_is_optunas_own(study: Study) -> None:
     fill(study, [*POINTS[:3], *POINTS[4:]])
     best = {trial.number for trial in study.optuna_study.best_trials}

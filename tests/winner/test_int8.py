@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import numpy_helper
 
 from nas import data, network
@@ -20,14 +20,12 @@ from nas.files import digest_file
 from nas.latency import ProfileConfig, runtimes
 from nas.latency.quantize import quantize_onnx
 from nas.latency.runtimes.protocol import sample_input
-from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
-from nas.space import SearchSpace
+from nas.manifest import TargetResult, Winner
 from nas.target import Device, Target
 from nas.winner import verify as verifying
 from nas.winner.export import export
 from nas.winner.promise import judge
 from nas.winner.quantized import INT8, int8_device, write_int8
-from nas.winner.score import evaluate
 from nas.winner.verify import examine, timed_file, verify
 
 POINTS = 0.03  # that int8 may lose here
@@ -45,36 +43,9 @@ def target() -> Target:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, digits: Data, target: Target) -> Path:
+def exported(winner_for: Callable[..., Path], target: Target) -> Path:
     """Return the folder of a small network that knows digits, promised for an int8 target."""
-    space = SearchSpace.load("tiny").replace(num_classes=10)
-    blocks = space.blocks(space.smallest())
-    torch.manual_seed(0)
-    model = network.build(blocks)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for epoch in range(EPOCHS):
-        for images, labels in data.batches(
-            digits.split("train"), digits, batch_size=64, seed=0, epoch=epoch, augment=None
-        ):
-            optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(model(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    search = digits.split("search")
-    winner = Winner(
-        architecture=space.smallest().to_json(),
-        blocks=tuple(str(block) for block in blocks),
-        accuracy=Accuracy(
-            search=evaluate(model, search, digits).accuracy, search_images=len(search)
-        ),
-        budgets={f"latency_ms:{target.id}": 1000.0},
-        targets=(TargetResult(target=target.id, predicted_ms=0.03),),
-        ancestry=Ancestry(study="s", trial=3),
-        data="digits",
-    )
-    folder = tmp_path_factory.mktemp("winners") / winner.id
-    export(model, folder=folder, winner=winner, data=digits)
-    return folder
+    return winner_for(target, epochs=EPOCHS)
 
 
 @pytest.fixture

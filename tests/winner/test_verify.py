@@ -13,57 +13,26 @@ from typing import Any
 
 import onnx
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from nas import data, network
 from nas.block import parse
 from nas.cli.app import app
 from nas.errors import BrokenPromise, ConfigError, CorruptFile, DeviceError, UnreliableTiming
 from nas.files import digest_file
 from nas.latency import ProfileConfig
-from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
-from nas.space import SearchSpace
+from nas.manifest import TargetResult, Winner
 from nas.target import Target
 from nas.winner import verify as verifying
-from nas.winner.export import export
-from nas.winner.score import evaluate
 from nas.winner.verify import examine, verify, verify_elsewhere
 
 FAST = ProfileConfig(samples=3, spread_s=0.0)
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(winner_for: Callable[..., Path]) -> Path:
     """Return a winner that knows a little: it was trained for a moment."""
-    digits = data.load("digits")
-    space = SearchSpace.load("tiny").replace(num_classes=10)
-    blocks = space.blocks(space.smallest())
-    torch.manual_seed(0)
-    model = network.build(blocks)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for images, labels in data.batches(
-        digits.split("train"), digits, batch_size=64, seed=0, epoch=0, augment=None
-    ):
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    here = Target.parse("onnxruntime").id
-    search = evaluate(model, digits.split("search"), digits).accuracy
-    winner = Winner(
-        architecture=space.smallest().to_json(),
-        blocks=tuple(str(block) for block in blocks),
-        accuracy=Accuracy(search=search, search_images=len(digits.split("search"))),
-        budgets={f"latency_ms:{here}": 1000.0},
-        targets=(TargetResult(target=here, predicted_ms=0.03),),
-        ancestry=Ancestry(study="s", trial=3),
-        data="digits",
-    )
-    folder = tmp_path_factory.mktemp("winners") / winner.id
-    export(model, folder=folder, winner=winner, data=digits)
-    return folder
+    return winner_for(Target.parse("onnxruntime"), epochs=1)
 
 
 @pytest.fixture
@@ -354,5 +323,9 @@ def test_a_winner_is_timed_by_hand_where_no_python_runs(
     assert code == 0 and "no latency was promised there" in out, err
     row = Winner.load(folder).on(there)
     assert row is not None and row.measured_ms == 3.0 and row.upper_ms > 3.0  # type: ignore[operator]
+    replace(Winner.load(folder), budgets={f"latency_ms:{there}": 2.0}).save(folder)
+    code, out, err = nas(*words, "--target", there, "--json")
+    assert code == 7 and "does not keep its promise" in err
+    assert json.loads(out)["kept"] is False  # one object, and the error is no second one
     shutil.copy(folder / "config.json", folder / "model.onnx")
     assert "is not of" in nas(*words, "--target", there)[2]
