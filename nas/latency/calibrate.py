@@ -3,7 +3,9 @@
 A sum of entries is too low where a network does not stay in the processor's own caches from one
 run to the next: parts timed in chains of themselves find what they need there. So the richest form
 has, beside a constant and a scale for each kind of part, what parts cost with cold caches, or a
-price for each megabyte of weights, from a size on ("knee") that is found from the networks as well.
+price for each megabyte of weights, from a size on ("knee") that is found from the networks as well;
+and where networks are large enough a second knee, from which weights come from memory and not from
+the cache that cores share.
 Many networks also say which entries are off: an entry read off a small difference of noisy times is
 some per cent wrong, and every network it is in has that error. Entries are then given factors, held
 near 1 as ridge regression holds them.
@@ -22,6 +24,8 @@ from nas.errors import NasError
 from nas.latency.calibration import (
     AFFINE,
     COLD,
+    FAR_KNEE_MB,
+    FAR_MS_PER_MB,
     KNEE_MB,
     MS_PER_MB,
     PARTS,
@@ -40,6 +44,8 @@ MIN_FOR_LINE, MIN_FOR_KNEE, MIN_FOR_KINDS, MIN_FOR_ENTRIES = 4, 12, 24, 40
 MAX_DRAWS = 20
 FOLDS = 8
 KNEES = np.geomspace(1 / 16, 4.0, 13)  # by the median network's footprint
+FAR_KNEES = np.geomspace(0.25, 1.25, 8)  # by the largest network's
+FAR_GAIN = 0.95  # of the error held out: a second knee must bring it as low
 STRENGTHS = (1e-3, 1e-2, 1e-1)  # of holding the kinds' scales together
 FIRMNESS = (0.04, 0.25)  # of holding entries: (a network's noise / an entry's error) squared
 LOOSE = 1e-6  # of holding everything else to a plain sum
@@ -240,12 +246,17 @@ def _best(networks: Networks) -> Found:
     if len(networks) < 2:
         return _scale(networks)
     ways = _ways(networks)
-    errors = [float(_held_out(way, networks).mean()) for way in ways]
+    errors = [_mean_error(way, networks) for way in ways]
+    if len(networks) >= MIN_FOR_KNEE:
+        far = _far_ways(ways[int(np.argmin(errors))], networks)
+        far_errors = [_mean_error(way, networks) for way in far]
+        if min(far_errors) <= FAR_GAIN * min(errors):
+            ways, errors = ways + far, errors + far_errors
     if len(networks) >= MIN_FOR_ENTRIES:
         first = ways[int(np.argmin(errors))]
         base = first if isinstance(first, partial) else partial(_solved)
         finer = [partial(base, firmness=firmness) for firmness in FIRMNESS]
-        errors += [float(_held_out(way, networks).mean()) for way in finer]
+        errors += [_mean_error(way, networks) for way in finer]
         ways += finer
     order: list[int] = np.argsort(errors, kind="stable").tolist()
     for place in order:
@@ -253,6 +264,24 @@ def _best(networks: Networks) -> Found:
         if found is not None:
             return found
     raise AssertionError("a plain sum is always possible")
+
+
+def _mean_error(way: Solve, networks: Networks) -> float:
+    return float(_held_out(way, networks).mean())
+
+
+def _far_ways(first: Solve, networks: Networks) -> list[Solve]:
+    """Return the forms with two knees; scales are held as in the best form with one or none."""
+    strength = first.keywords.get("strength") if isinstance(first, partial) else None
+    adds = (COLD,) if networks.cold_ms is not None else (MS_PER_MB,)
+    return [
+        partial(
+            _solved, knee_mb=float(near), far_knee_mb=float(far), adds=adds, strength=strength
+        )
+        for near in np.median(networks.footprint) * KNEES
+        for far in networks.footprint.max() * FAR_KNEES
+        if far > 2 * near
+    ]  # fmt: skip
 
 
 def _ways(networks: Networks) -> list[Solve]:
@@ -290,6 +319,7 @@ def _solved(
     *,
     knee_mb: float | None = None,
     adds: Sequence[str] = (),
+    far_knee_mb: float | None = None,
     strength: float | None = None,
     firmness: float | None = None,
 ) -> Found | None:
@@ -299,6 +329,7 @@ def _solved(
         networks: What to fit.
         knee_mb: From what footprint on caches are cold; None leaves them out.
         adds: What that costs: COLD, MS_PER_MB, or both.
+        far_knee_mb: From what footprint on the shared cache is cold too; None leaves that out.
         strength: How firmly the kinds' scales are held together; None gives all kinds one.
         firmness: How firmly entries are held to their kinds; None gives them no factors.
     """
@@ -309,6 +340,9 @@ def _solved(
         share = cold_share(networks.footprint, knee_mb)
         costs = {COLD: networks.cold_ms, MS_PER_MB: networks.megabytes}
         columns |= {name: share * cost for name in adds if (cost := costs[name]) is not None}
+    if far_knee_mb is not None:
+        far = cold_share(networks.footprint, far_knee_mb)
+        columns[FAR_MS_PER_MB] = networks.footprint * far
     names = list(columns)
     own = networks.entry_ms if firmness is not None else networks.entry_ms[:, :0]
     rows = np.column_stack([*columns.values(), own]) / networks.measured_ms[:, None]
@@ -332,6 +366,8 @@ def _solved(
     }
     if knee_mb is not None:
         found[KNEE_MB] = knee_mb
+    if far_knee_mb is not None:
+        found[FAR_KNEE_MB] = far_knee_mb
     fitted = Found(found, factors)
     try:
         return fitted if (predict(fitted, networks) > 0).all() else None

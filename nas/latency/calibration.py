@@ -11,6 +11,7 @@ from nas.block import Block
 MAX_MS = 1e6
 AFFINE, PARTS = "affine", "parts"
 COLD, MS_PER_MB, KNEE_MB = "cold", "ms_per_mb", "knee_mb"
+FAR_MS_PER_MB, FAR_KNEE_MB = "far_ms_per_mb", "far_knee_mb"
 SHARPNESS = 6  # of the knee: how suddenly a network stops to fit
 PART_MB = 0.02  # what a part's code, kernels and tensors take beside its weights
 
@@ -25,7 +26,9 @@ class Calibration:
     an entry in `factors` is multiplied by its own on top. What does not stay in the processor's own
     caches from one run to the next is dearer: with `knee_mb` comes `cold_share(footprint, knee_mb)`
     of what `cold` * (sum of cold_ms - ms) and `ms_per_mb` * megabytes of weights add, one of them
-    or both. The form is "affine" with constant and scale alone, else "parts".
+    or both. What does not stay in the shared cache behind those either is dearer again:
+    `far_ms_per_mb` * footprint * cold_share(footprint, `far_knee_mb`), both of them or none. The
+    form is "affine" with constant and scale alone, else "parts".
 
     `fitted_on` is {id: measured ms} of the whole architectures it rests on, the space's largest
     among them. `held_out` are relative errors on networks the fit had not seen: `mean` and `worst`,
@@ -45,22 +48,24 @@ class Calibration:
         scales = [name for name in names if name == "scale" or name.startswith("scale_")]
         adds = {COLD, MS_PER_MB} & names
         memory = adds | {KNEE_MB} if adds else set()
+        far = {FAR_MS_PER_MB, FAR_KNEE_MB} & names
+        memory |= {FAR_MS_PER_MB, FAR_KNEE_MB} if adds and far else set()
         is_whole = {"constant", "scale", *scales, *memory} == names
         is_plain = names == {"constant", "scale"} and not self.factors
         if not is_whole or self.form != (AFFINE if is_plain else PARTS):
             raise ValueError(
                 f"a calibration is {AFFINE} with constant and scale, or {PARTS} with scale_<kind> "
-                f"or factors or with {KNEE_MB} and {COLD} or {MS_PER_MB} as well, but is "
-                f"{self.form} with {sorted(names)}."
+                f"or factors or with {KNEE_MB} and {COLD} or {MS_PER_MB} as well, and then with "
+                f"{FAR_KNEE_MB} and {FAR_MS_PER_MB}, but is {self.form} with {sorted(names)}."
             )
         if not all(map(math.isfinite, [*self.coefficients.values(), *self.held_out.values()])):
             raise ValueError(f"coefficients and errors must be numbers: {self.coefficients}.")
-        positive = [*scales, *({KNEE_MB} & names)]
+        positive = [*scales, *({KNEE_MB, FAR_KNEE_MB} & names)]
         if any(self.coefficients[n] <= 0 for n in positive) or any(
-            self.coefficients[name] < 0 for name in adds
+            self.coefficients[name] < 0 for name in adds | far - {FAR_KNEE_MB}
         ):
             raise ValueError(
-                f"scales and knee must be above 0 and {COLD} and {MS_PER_MB} not below, not "
+                f"scales and knees must be above 0 and {COLD} and {MS_PER_MB} not below, not "
                 f"{self.coefficients}."
             )
         if not all(0 < factor < math.inf for factor in self.factors.values()):
@@ -84,6 +89,11 @@ class Calibration:
         """Whether a network that does not stay in the caches costs more than the sum of entries."""
         return KNEE_MB in self.coefficients
 
+    @property
+    def counts_shared_cache(self) -> bool:
+        """Whether a network that does not stay in the shared cache costs more again."""
+        return FAR_KNEE_MB in self.coefficients
+
     def extra_ms(self, cold_ms: Costs, megabytes: Costs) -> Costs:
         """Return what blocks or networks add where nothing of them is cached, arrays of one shape.
 
@@ -106,7 +116,22 @@ class Calibration:
         total_ms: Costs = scaled_ms + self.coefficients["constant"]
         if self.counts_memory:
             total_ms = total_ms + extra_ms * cold_share(footprint, self.coefficients[KNEE_MB])
+        if self.counts_shared_cache:
+            share = cold_share(footprint, self.coefficients[FAR_KNEE_MB])
+            total_ms = total_ms + self.coefficients[FAR_MS_PER_MB] * footprint * share
         return total_ms
+
+    def slopes(self, extra_ms: float, footprint: float) -> tuple[float, float, float]:
+        """Return the derivatives of `total` by its three arguments, at one network."""
+        rates = self.coefficients
+        if not self.counts_memory:
+            return 1.0, 0.0, 0.0
+        share, slope = _share_and_slope(footprint, rates[KNEE_MB])
+        by_mb = extra_ms * slope
+        if self.counts_shared_cache:
+            far, far_slope = _share_and_slope(footprint, rates[FAR_KNEE_MB])
+            by_mb += rates[FAR_MS_PER_MB] * (far + footprint * far_slope)
+        return 1.0, share, by_mb
 
 
 def kind_of(entry: str) -> str:
@@ -133,3 +158,10 @@ def cold_share(footprint: Costs, knee_mb: float) -> Costs:
     """
     share: Costs = 1.0 / (1.0 + (knee_mb / np.maximum(footprint, 1e-9)) ** SHARPNESS)
     return share
+
+
+def _share_and_slope(footprint: float, knee_mb: float) -> tuple[float, float]:
+    """Return `cold_share` and its derivative by the footprint."""
+    footprint = max(footprint, 1e-9)
+    share = float(cold_share(np.array(footprint), knee_mb))
+    return share, SHARPNESS * share * (1 - share) / footprint

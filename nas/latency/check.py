@@ -88,7 +88,7 @@ def check(
 
     They are drawn evenly over the levels of cost and timed, interleaved, on the table's target. A
     clock that is slower or faster now than when the table was made is set right by its anchors; a
-    core that is shared meanwhile is waited for, and else graded C.
+    core or a shared cache that others use meanwhile is waited for, and else graded C.
 
     Args:
         table: Must price the space; `benches` must run its target, by default this machine's.

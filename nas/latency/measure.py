@@ -3,7 +3,10 @@
 Shared machines make a plain timing loop worthless (spreads of 30 % and more were seen), yet the
 samples taken while nothing interfered agree within about 1 %. So networks take turns in rounds of
 random order; a sample counts only if its process had a processor all the time (wall time at most
-1.05 of processor time) and the reference kernel before and behind it ran at its usual speed.
+1.05 of processor time) and the reference kernel before and behind it ran at its usual speed. That
+kernel lives in the innermost caches; neighbours who fill the cache that cores share slow down large
+networks only, for minutes. A guard, a network of many weights, has its turn before and behind each
+round of whole networks: where it is slow the round does not count.
 """
 
 import logging
@@ -27,8 +30,11 @@ logger = logging.getLogger(__name__)
 MAX_WALL_PER_CPU = 1.05
 MAX_REFERENCE = 1.10  # of its floor: the lowest 2nd percentile known on this machine
 REFERENCE_FLOOR = 0.02
+MAX_GUARD = 1.15  # of its floor, by the reference's
 MAX_SLOWER = 1.3  # of the reference known: slower than that, the core is shared
-PRIME_MS, MIN_PRIME = 4.0, 2  # untimed runs at the start of a visit
+# Untimed runs at the start of a visit. The second run of a network is not yet the hundredth: after
+# others had the caches, one of 5 MB took 12 to 20 runs until its times no longer fell (LOG.md).
+PRIME_MS, MIN_PRIME = 4.0, 20
 COLD_LOOPS = 4  # at most, a cold sample: each run is timed by itself, behind an untimed emptying
 MIN_ROUNDS = 3
 WARM_WINDOW_S, WARM_MIN_S, WARM_MAX_S, WARM_AGREE = 0.25, 0.5, 10.0, 0.02
@@ -92,6 +98,15 @@ class ProfileConfig:
 QUICK = ProfileConfig(samples=24, spread_s=2.0, time_limit_s=60.0, calibrate_on=24)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """A loaded network that shows whether the shared cache is free: its name, and what it takes at
+    its best by what the reference takes then (infinite: not known yet)."""
+
+    name: str
+    by_reference: float = math.inf
+
+
 def measure(
     bench: Bench,
     paths: Mapping[str, Path],
@@ -100,6 +115,7 @@ def measure(
     threads: int = 1,
     reference_ms: float | None = None,
     cold: Collection[str] = (),
+    guard: Guard | None = None,
     tick: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Series]:
     """Sample every network until each has enough clean samples, or the time limit is reached.
@@ -114,6 +130,7 @@ def measure(
             session slower than MAX_SLOWER times that is waited for, then accepted as grade C.
         cold: Names of networks to sample a second time, under `cold_name(name)`, with the caches
             emptied before each run.
+        guard: One of the networks, to be run before and behind each round.
         tick: Told after each round which share of the wanted samples is there.
     """
     bench.unload()
@@ -123,39 +140,41 @@ def measure(
     first_ms = np.array([loaded_ms[task.name] for task in tasks])
     run_ms = _warm_up(bench, tasks, first_ms, config)
     generator = np.random.default_rng(config.seed)
-    known_ms = math.inf if reference_ms is None else reference_ms
+    judge = _Judge(
+        threads=threads,
+        known_ms=math.inf if reference_ms is None else reference_ms,
+        guard_known=math.inf if guard is None else guard.by_reference,
+    )
+    guards = [] if guard is None else [list(paths).index(guard.name)]
     began_s = bench.seconds()
-    record = np.empty((0, 5))
-    unfinished = np.arange(count)
+    record = np.empty((0, 6))
+    unfinished = np.setdiff1d(np.arange(count), guards)
     while len(unfinished) and bench.seconds() - began_s < 2 * config.time_limit_s:
-        order = generator.permutation(unfinished)
+        order = np.array([*guards, *generator.permutation(unfinished), *guards], dtype=np.int64)
         found = bench.run([tasks[index].visit(run_ms[index], config) for index in order])
-        record = np.concatenate([record, *_rows(order, found, bench.seconds())])
-        is_clean = _is_clean(record, _level(record, known_ms), threads=threads)
+        ends = (found[0], found[-1]) if guards else ()
+        guard_ms = max((float(np.median(samples[:, 0])) for samples in ends), default=0.0)
+        record = np.concatenate([record, *_rows(order, found, bench.seconds(), guard_ms)])
+        is_clean = judge.is_clean(record)
         unfinished = _unfinished(record[is_clean], count, config)
         if bench.seconds() - began_s >= config.time_limit_s:
-            by_session = _is_clean(record, _floor(record), threads=threads)
+            by_session = judge.is_clean(record, by_session=True)
             unfinished = np.flatnonzero(_counts(record[by_session], count) < MIN_CLEAN)
+        unfinished = np.setdiff1d(unfinished, guards)
         counts = _counts(record[is_clean], count)
         tick(float(np.minimum(counts / config.samples, 1.0).mean()))
-    labels = [task.label for task in tasks]
-    return _series(labels, record, known_ms, config, threads=threads)
+    return _series([task.label for task in tasks], record, judge, config)
 
 
 def _series(
-    names: Sequence[str], record: Times, known_ms: float, config: ProfileConfig, *, threads: int
+    names: Sequence[str], record: Times, judge: "_Judge", config: ProfileConfig
 ) -> dict[str, Series]:
     """Return what the rows say; a network short of clean samples is judged by this session."""
-    floor_ms, level_ms = _floor(record), _level(record, known_ms)
-    strict = _is_clean(record, level_ms, threads=threads)
-    lenient = _is_clean(record, floor_ms, threads=threads)
-    short = set(_unfinished(record[strict], len(names), config)) if floor_ms > level_ms else set()
+    strict, lenient = judge.is_clean(record), judge.is_clean(record, by_session=True)
+    slower = judge.slower(record)
+    short = set(_unfinished(record[strict], len(names), config)) if slower is not None else set()
     if short:
-        logger.warning(
-            "this machine is %.0f %% slower than it was when its latency table was begun; "
-            "what is timed now is grade C",
-            100 * (floor_ms / known_ms - 1),
-        )
+        logger.warning("%s; what is timed now is grade C", slower)
     found = {}
     for index, name in enumerate(names):
         rows = record[:, 0] == index
@@ -163,7 +182,8 @@ def _series(
             all_ms=record[rows, 2],
             is_clean=(lenient if index in short else strict)[rows],
             wanted=config.samples,
-            reference_ms=floor_ms,
+            reference_ms=_floor(record),
+            guard_ms=_guard_floor(record),
             is_slow=index in short,
         )
     return found
@@ -265,12 +285,15 @@ def cold_name(name: str) -> str:
     return f"{name} (cold)"
 
 
-def _rows(order: npt.NDArray[np.int64], found: Sequence[Times], at_s: float) -> list[Times]:
-    """Return rows (index, time, wall ms, processor ms, ms of the reference beside it)."""
+def _rows(
+    order: npt.NDArray[np.int64], found: Sequence[Times], at_s: float, guard_ms: float
+) -> list[Times]:
+    """Return rows (index, time, wall ms, processor ms, ms of the reference beside it, and ms of the
+    guard around its round)."""
     rows = []
     for index, samples in zip(order, found, strict=True):
-        count = len(samples)
-        rows.append(np.column_stack([np.full(count, index), np.full(count, at_s), samples]))
+        ends = [np.full(len(samples), value) for value in (index, at_s, guard_ms)]
+        rows.append(np.column_stack([*ends[:2], samples, ends[2]]))
     return rows
 
 
@@ -283,27 +306,63 @@ def _floor(record: Times) -> float:
     return float(np.quantile(record[:, 4], REFERENCE_FLOOR))
 
 
-def _level(record: Times, known_ms: float) -> float:
-    """Return what the reference must take: its floor here, or that known if this is too slow.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judge:
+    """Says which samples are clean: of a target's threads, by what is known of this machine.
 
     Clocks that rise and fall slow all networks alike, which anchors put right. A neighbour on the
-    same core does not, and keeps the reference above MAX_SLOWER of what is known.
+    same core does not, and keeps the reference above MAX_SLOWER of what is known; one in the shared
+    cache keeps the guard above MAX_GUARD of it, by the reference.
     """
-    floor_ms = _floor(record)
-    return floor_ms if floor_ms <= MAX_SLOWER * known_ms else known_ms
+
+    threads: int
+    known_ms: float
+    guard_known: float
+
+    def is_clean(self, record: Times, *, by_session: bool = False) -> npt.NDArray[np.bool_]:
+        """Return which rows had a processor all the time, at a moment when reference and guard were
+        fast: as fast as is known, or as they were in this session."""
+        ratio = record[:, 2] / record[:, 3]
+        if self.threads > 1:
+            for index in np.unique(record[:, 0]):
+                rows = record[:, 0] == index
+                ratio[rows] /= np.quantile(ratio[rows], 0.1)
+        floor_ms = _floor(record) if by_session else self._level(record)
+        guard_ms = _guard_floor(record) if by_session else self._guard_level(record)
+        clean: npt.NDArray[np.bool_] = (
+            (ratio <= MAX_WALL_PER_CPU)
+            & (record[:, 4] <= MAX_REFERENCE * floor_ms)
+            & (record[:, 5] <= MAX_GUARD * guard_ms)
+        )
+        return clean
+
+    def slower(self, record: Times) -> str | None:
+        """Return in which way the machine was slower all the time than it is known to be."""
+        floor_ms, guard_ms = _floor(record), _guard_floor(record)
+        if floor_ms > self._level(record):
+            by = 100 * (floor_ms / self.known_ms - 1)
+            return f"this machine is {by:.0f} % slower than it was when its latency table was begun"
+        if guard_ms > MAX_GUARD * self._guard_level(record):
+            by = 100 * (guard_ms / self._guard_level(record) - 1)
+            return (
+                f"the cache that cores share is in use by others: a layer of many weights takes "
+                f"{by:.0f} % longer than when the latency table was begun"
+            )
+        return None
+
+    def _level(self, record: Times) -> float:
+        """Return what the reference must take: its floor here, or that known if this is too
+        slow."""
+        floor_ms = _floor(record)
+        return floor_ms if floor_ms <= MAX_SLOWER * self.known_ms else self.known_ms
+
+    def _guard_level(self, record: Times) -> float:
+        return min(_guard_floor(record), self.guard_known * _floor(record))
 
 
-def _is_clean(record: Times, floor_ms: float, *, threads: int) -> npt.NDArray[np.bool_]:
-    """Return which rows had a processor all the time, at a moment when the reference was fast."""
-    ratio = record[:, 2] / record[:, 3]
-    if threads > 1:
-        for index in np.unique(record[:, 0]):
-            rows = record[:, 0] == index
-            ratio[rows] /= np.quantile(ratio[rows], 0.1)
-    clean: npt.NDArray[np.bool_] = (ratio <= MAX_WALL_PER_CPU) & (
-        record[:, 4] <= MAX_REFERENCE * floor_ms
-    )
-    return clean
+def _guard_floor(record: Times) -> float:
+    """Return what the guard takes in this session at its best, in ms; 0 without one."""
+    return float(record[:, 5].min())
 
 
 def _unfinished(clean: Times, count: int, config: ProfileConfig) -> npt.NDArray[np.int64]:

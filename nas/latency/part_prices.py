@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from nas.block import Block
 from nas.errors import ConfigError
-from nas.latency.calibration import KNEE_MB, SHARPNESS, cold_share, footprint_mb
+from nas.latency.calibration import footprint_mb
 from nas.latency.table import Fitted, LatencyTable
 
 # Along the last axis: ms, ms more where nothing of it is cached, megabytes of the caches.
@@ -20,10 +20,10 @@ class PartPrices:
 
     A calibrated latency is no sum over parts: what does not stay in the caches costs more, and how
     much of it does not stay depends on the whole network (`Calibration`). But it is a function
-    t(a, e, f) = constant + a + e x share(f) of three sums over parts, the terms. Near a network
-    with the sums (a, e, f) a part with terms (da, de, df) adds
+    t(a, e, f) = constant + a + e x share(f) + far(f) of three sums over parts, the terms. Near a
+    network with the sums (a, e, f) a part with terms (da, de, df) adds
 
-        da + share(f) x de + e x share'(f) x df
+        da + share(f) x de + (e x share'(f) + far'(f)) x df
 
     to first order: its own time, its weights and cold start at the network's share, and what its
     megabytes push out of the caches of all others. Without a memory term that is da, and exact.
@@ -66,11 +66,9 @@ class PartPrices:
 
     def slopes(self, terms: Terms) -> Terms:
         """Return how the latency grows with each sum, shape (3,), at a network's terms (3,)."""
-        if self._fit is None or not self._fit.counts_memory:
+        if self._fit is None:
             return np.array([1.0, 0.0, 0.0])
-        footprint = max(float(terms[2]), 1e-9)
-        share = float(cold_share(np.array(footprint), self._fit.coefficients[KNEE_MB]))
-        return np.array([1.0, share, terms[1] * SHARPNESS * share * (1 - share) / footprint])
+        return np.array(self._fit.slopes(float(terms[1]), float(terms[2])))
 
     def prices_whole(self, block: Block) -> bool:
         """Return whether a block of several parts has a price of its own, which they do not add to.

@@ -18,6 +18,7 @@ from nas.latency.interpolate import filled
 from nas.latency.measure import (
     MAX_REFERENCE,
     MAX_WALL_PER_CPU,
+    MIN_PRIME,
     PRIME_MS,
     ProfileConfig,
     Progress,
@@ -32,11 +33,11 @@ from nas.latency.plan import (
     standing,
 )
 from nas.latency.recipes import Recipe, chain_name, recipe
-from nas.latency.sessions import Benches, Sessions, Teller, child_bench
+from nas.latency.sessions import Benches, Sessions, Teller, child_bench, has_caches
 from nas.latency.table import Entry, LatencyTable
 from nas.latency.timing import SAMPLES_A_VISIT, Series, grade
 from nas.space import SearchSpace
-from nas.target import ONNX, RUNTIMES, Target
+from nas.target import ONNX, Target
 
 STANDARD_ERROR = 1.2533 / 1.349  # of a median: times interquartile range by root of samples
 MAX_ERROR_A, MAX_ERROR_B = 0.02, 0.05  # standard error by price
@@ -185,6 +186,7 @@ def _protocol(config: ProfileConfig) -> dict[str, float | int]:
         "max_wall_per_cpu": MAX_WALL_PER_CPU,
         "max_reference": MAX_REFERENCE,
         "prime_ms": PRIME_MS,
+        "min_prime": MIN_PRIME,
         "samples_a_visit": SAMPLES_A_VISIT,
     }
 
@@ -202,9 +204,8 @@ def _add(
     table: LatencyTable, batch: Sequence[Recipe], sessions: Sessions, *, strict: bool
 ) -> tuple[LatencyTable, UnreliableTiming | None]:
     """Return the table with what could be measured, and an error for what could not."""
-    facts = RUNTIMES.get(table.target.runtime)
-    has_caches = facts is not None and not facts.accelerator  # that a processor could empty
-    cold = {chain_name(chain) for item in batch for chain, _ in item.terms if has_caches}
+    is_cold_timed = has_caches(table.target)
+    cold = {chain_name(chain) for item in batch for chain, _ in item.terms if is_cold_timed}
     table, series = sessions.time(table, chains_of(batch), "parts", cold=sorted(cold))
     entries = dict(table.entries)
     unclear: UnreliableTiming | None = None

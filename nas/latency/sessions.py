@@ -18,21 +18,33 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.block import Block, parse
+from nas.block import Block, Mlp, parse
 from nas.latency.bench import Bench, ChildBench
 from nas.latency.compose import Workshop
-from nas.latency.measure import MAX_REFERENCE, ProfileConfig, Progress, by_bytes, measure
+from nas.latency.measure import (
+    MAX_REFERENCE,
+    Guard,
+    ProfileConfig,
+    Progress,
+    by_bytes,
+    measure,
+)
 from nas.latency.plan import session_seconds
-from nas.latency.recipes import Chain, parts_of
+from nas.latency.recipes import Chain, lead_in, parts_of
 from nas.latency.table import LatencyTable
 from nas.latency.timing import MIN_CLEAN, Series
-from nas.target import Target
+from nas.target import RUNTIMES, Target
 
 logger = logging.getLogger(__name__)
 
 Benches = Callable[[Target, ProfileConfig], AbstractContextManager[Bench]]
 
 ANCHORS = 16
+GUARD = "(guard)"
+GUARD_CHAIN: Chain = (  # 2 million weights, 8 MB in fp32, and little work
+    lead_in(512, 2),
+    Mlp(resolution=2, channels=512, hidden=2048),
+)
 EXPORTED, LOADED = 0.35, 0.45  # shares of a session's time by then
 
 
@@ -101,14 +113,19 @@ class Sessions:
         what: str,
         *,
         cold: Collection[str] = (),
+        is_guarded: bool = False,
     ) -> tuple[LatencyTable, dict[str, Series]]:
         """Return the samples of chains, as if taken when the table was begun; of some cold too.
 
-        The table comes back knowing this session: `reference_ms`, the lowest seen, and `drift`,
-        what this session's times were divided by.
+        With `is_guarded` they are timed while nobody else fills the shared cache, or are grade C.
+        The table comes back knowing this session: `reference_ms`, the lowest seen,
+        `guard_by_reference`, the same of the guard, and `drift`, what this session's times were
+        divided by.
         """
         anchors = anchors_of(table)
-        every = {**anchors, **chains}
+        is_guarded = is_guarded and has_caches(self._target)
+        guard = Guard(name=GUARD, by_reference=table.guard_by_reference) if is_guarded else None
+        every = {**anchors, **chains, **({GUARD: GUARD_CHAIN} if is_guarded else {})}
         self._teller.tell(0.0, f"exporting {what}")
         self._workshop.export(list(every.values()))
         with tempfile.TemporaryDirectory() as folder:
@@ -122,12 +139,18 @@ class Sessions:
                     threads=self._target.threads,
                     reference_ms=table.reference_ms,
                     cold=cold,
+                    guard=guard,
                     tick=lambda share: self._teller.tell(
                         LOADED + (1 - LOADED) * share, f"timing {what}"
                     ),
                 )
         drift = drift_of(table, {name: series[name] for name in anchors})
         seen_ms = min(item.reference_ms for item in series.values())
+        guards = series.pop(GUARD, None)
+        if guards is not None:
+            best = min(guards.guard_ms / guards.reference_ms, table.guard_by_reference)
+            provenance = {**table.provenance, "guard_by_reference": round(best, 4)}
+            table = replace(table, provenance=provenance)
         scaled = {
             name: replace(item, all_ms=item.all_ms / drift)
             for name, item in series.items()
@@ -154,12 +177,18 @@ class Sessions:
             seconds = session_seconds(self._config, self._target, networks=len(group))
             self._teller.begin(len(group), seconds)
             table, found = self.time(
-                table, {name: chains[name] for name in group}, "whole networks"
+                table, {name: chains[name] for name in group}, "whole networks", is_guarded=True
             )
             series |= found
         for name, item in series.items():
             item.require(f"network {name}", strict=self._config.strict)
         return table, series
+
+
+def has_caches(target: Target) -> bool:
+    """Return whether networks run on a processor, whose caches others fill and we can empty."""
+    facts = RUNTIMES.get(target.runtime)
+    return facts is not None and not facts.accelerator
 
 
 def anchors_of(table: LatencyTable) -> dict[str, Chain]:

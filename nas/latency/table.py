@@ -27,7 +27,7 @@ from nas.target import Target
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 3
+SCHEMA = 4
 UNIT = "ms"
 GRADES = ("A", "B", "C")
 TABLES = Path("runs/tables")
@@ -139,8 +139,9 @@ class LatencyTable:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values, without its path."""
+        is_new = any(fit.counts_shared_cache for fit in self.calibrations.values())
         return {
-            "schema": SCHEMA,
+            "schema": SCHEMA if is_new else 3,  # what says the same to older versions is theirs
             "unit": UNIT,
             "target": self.target.to_json(),
             "protocol": to_plain(self.protocol),
@@ -172,6 +173,12 @@ class LatencyTable:
         """What the reference kernel took when its machine was at its best, if that is known."""
         value = self.provenance.get("reference_ms")
         return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def guard_by_reference(self) -> float:
+        """What the guard of the shared cache took by what the reference did; infinite: unknown."""
+        value = self.provenance.get("guard_by_reference")
+        return float(value) if isinstance(value, int | float) else math.inf
 
     # ------------------------------------------------------------ prices
     def calibration(self, space: Fitted, blocks: Sequence[Block] = ()) -> Calibration | None:

@@ -43,14 +43,16 @@ class Timing:
 class Series:
     """All samples of one network in order of time, ms of one run, and which of them are clean.
 
-    `reference_ms` is the floor of the reference in their session. `is_slow`: the machine did not
-    reach the speed it is known for, and the samples are clean by this session's floor only.
+    `reference_ms` and `guard_ms` are the floors of the reference and of the guard (0: there was
+    none) in their session. `is_slow`: the machine did not reach the speed it is known for, and the
+    samples are clean by this session's floors only.
     """
 
     all_ms: Times
     is_clean: npt.NDArray[np.bool_]
     wanted: int
     reference_ms: float
+    guard_ms: float = 0.0
     is_slow: bool = False
 
     @property

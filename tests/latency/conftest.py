@@ -16,6 +16,7 @@ from nas.latency.measure import ProfileConfig
 from nas.target import Device, Target
 
 SESSION_MS = 0.008
+LARGE_BYTES = 2_000_000
 REFERENCE_MS = 0.2
 
 
@@ -56,6 +57,8 @@ class FakeBench:
         cost: Milliseconds of one run of a list of parts.
         busy: Share of the time in which others take turns on the processor: wall time grows.
         slow: Share of the time in which everything, the reference too, runs at 60 % speed.
+        shared: Share of the time, seconds on end, in which others fill the shared cache: networks
+            of more than `LARGE_BYTES` take 1.8 times as long, the reference does not.
         jitter: Relative spread of undisturbed samples.
         cpu_per_wall: Processor time of an undisturbed run, by its wall time (2 for two threads).
     """
@@ -66,12 +69,14 @@ class FakeBench:
         cost: Callable[[Sequence[Block]], float] = chain_ms,
         busy: float = 0.0,
         slow: float = 0.0,
+        shared: float = 0.0,
         jitter: float = 0.01,
         cpu_per_wall: float = 1.0,
         seed: int = 0,
     ) -> None:
         self.cost, self.busy, self.slow, self.jitter = cost, busy, slow, jitter
-        self.cpu_per_wall = cpu_per_wall
+        self.cpu_per_wall, self.shared = cpu_per_wall, shared
+        self.large: set[str] = set()
         self.true_ms: dict[str, float] = {}
         self.extra_ms: dict[str, float] = {}  # of cold caches
         self.loaded: list[str] = []
@@ -79,10 +84,14 @@ class FakeBench:
         self._rng = np.random.default_rng(seed)
         self._now_s = 1000.0
         self._state, self._until_s = "quiet", 1000.0
+        self._is_filled, self._filled_until_s = False, 1000.0
 
     def load(self, name: str, path: Path) -> float:
         nodes = onnx.load(str(path)).graph.node
-        self.true_ms[name] = self.cost([parse(node.name.rpartition("/")[2]) for node in nodes])
+        parts = [parse(node.name.rpartition("/")[2]) for node in nodes]
+        self.true_ms[name] = self.cost(parts)
+        if sum(part.bytes for part in parts) > LARGE_BYTES:
+            self.large.add(name)
         self.extra_ms[name] = 0.2 * self.true_ms[name]
         self.loaded.append(name)
         self._now_s += 0.01
@@ -106,6 +115,7 @@ class FakeBench:
             wall_ms = self.true_ms[visit.name] + visit.cold * self.extra_ms[visit.name]
             wall_ms *= 1 + self.jitter * abs(self._rng.normal())
             wall_ms *= 1 / 0.6 if state == "slow" else 1.0
+            wall_ms *= 1.8 if self._cache_is_filled() and visit.name in self.large else 1.0
             cpu_ms = wall_ms * self.cpu_per_wall
             wall_ms *= self._rng.uniform(1.3, 4.0) if state == "busy" else 1.0
             self._now_s += wall_ms * visit.loops / 1e3
@@ -113,6 +123,13 @@ class FakeBench:
             reference_ms *= 1 / 0.6 if state == "slow" else 1.0
             rows.append((wall_ms, cpu_ms, reference_ms))
         return np.array(rows)
+
+    def _cache_is_filled(self) -> bool:
+        """Return whether others fill the shared cache; they do for 2 to 6 s at a time."""
+        if self.shared and self._now_s >= self._filled_until_s:
+            self._is_filled = bool(self._rng.random() < self.shared)
+            self._filled_until_s = self._now_s + self._rng.uniform(2.0, 6.0)
+        return self._is_filled
 
     def _machine(self) -> str:
         """Return what the machine is doing; it does that for 20 to 200 ms at a time."""

@@ -123,6 +123,20 @@ def test_a_fit_finds_the_size_from_which_networks_run_with_cold_caches() -> None
     assert made.held_out["mean"] < 0.02 < 0.1 < made.held_out["mean_of_sum"]
 
 
+def test_a_fit_finds_a_second_size_from_which_the_shared_cache_is_too_small() -> None:
+    rng = np.random.default_rng(1)
+    sums = np.geomspace(0.1, 3.0, 96)
+    megabytes = 3.0 * sums * rng.uniform(0.7, 1.3, 96)
+    cold = 0.4 * sums * rng.uniform(0.5, 1.5, 96)
+    near = sums + cold * cold_share(megabytes, 0.6)
+    made = fitted(sums, near + 0.3 * megabytes * cold_share(megabytes, 6.0), megabytes, cold=cold)
+    assert made.coefficients["knee_mb"] == pytest.approx(0.6, rel=0.3)
+    assert made.coefficients["far_knee_mb"] == pytest.approx(6.0, rel=0.3)
+    assert made.coefficients["far_ms_per_mb"] == pytest.approx(0.3, rel=0.2)
+    assert made.held_out["mean"] < 0.02
+    assert "far_knee_mb" not in fitted(sums, near, megabytes, cold=cold).coefficients
+
+
 def test_a_fit_finds_the_kind_of_part_whose_entries_are_too_low() -> None:
     rng = np.random.default_rng(2)
     kinds = {kind: rng.uniform(0.1, 1.0, 48) for kind in ("dw", "mlp", "pool")}

@@ -10,8 +10,12 @@ from nas.latency.table import Entry, LatencyTable
 from nas.space import SearchSpace
 from nas.target import Target
 
+FAR = {"far_ms_per_mb": 0.9, "far_knee_mb": 0.8}
 
-def table_of(space: SearchSpace, *, cold: bool = True) -> LatencyTable:
+
+def table_of(
+    space: SearchSpace, *, cold: bool = True, far: dict[str, float] | None = None
+) -> LatencyTable:
     entries = {}
     for part in {part for block in space.every_block() for part in block.parts()}:
         ms = 0.01 + part.macs / 1e7
@@ -22,7 +26,7 @@ def table_of(space: SearchSpace, *, cold: bool = True) -> LatencyTable:
     rates = {"constant": 0.1, "scale": 1.1, "scale_mlp": 0.8, "cold": 0.4, "ms_per_mb": 0.7}
     fit = Calibration(
         form="parts",
-        coefficients={**rates, "knee_mb": 0.5},
+        coefficients={**rates, "knee_mb": 0.5, **(far or {})},
         fitted_on={"x": 1.0},
         held_out={"mean": 0.01},
     )
@@ -33,9 +37,12 @@ def table_of(space: SearchSpace, *, cold: bool = True) -> LatencyTable:
     )
 
 
-def test_sums_of_terms_make_the_tables_own_price_and_slopes_are_its_derivatives() -> None:
+@pytest.mark.parametrize("far", [{}, FAR])
+def test_sums_of_terms_make_the_tables_own_price_and_slopes_are_its_derivatives(
+    far: dict[str, float],
+) -> None:
     space = SearchSpace.load("tiny")
-    table = table_of(space)
+    table = table_of(space, far=far)
     prices = PartPrices(table, space)
     rng = np.random.default_rng(0)
     for level in np.linspace(0, 1, 7):

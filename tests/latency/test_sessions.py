@@ -11,7 +11,14 @@ import pytest
 from nas.block import Block, parse
 from nas.latency import LatencyTable, ProfileConfig, profile
 from nas.latency.recipes import parts_of
-from nas.latency.sessions import ANCHORS, Teller, anchors_of, drift_of
+from nas.latency.sessions import (
+    ANCHORS,
+    GUARD,
+    GUARD_CHAIN,
+    Teller,
+    anchors_of,
+    drift_of,
+)
 from nas.latency.table import Entry
 from nas.latency.timing import Series
 from nas.space import SearchSpace
@@ -69,6 +76,19 @@ def test_a_machine_that_is_faster_than_when_the_table_was_begun_is_said(
     table = profile(NETWORK, target, path, CONFIG, benches=on(make_bench()), export=export)
     assert re.search(r"6\d % faster now than when the table", caplog.text)
     assert table.reference_ms == pytest.approx(0.2, rel=0.02)
+
+
+def test_whole_networks_have_a_guard_that_the_table_remembers(
+    make_bench: Any, export: Any, on: Any, true_ms: Any, target: Target, tmp_path: Path
+) -> None:
+    space = SearchSpace.load("tiny").replace(num_classes=10)
+    config = ProfileConfig(samples=12, spread_s=0.5, time_limit_s=4.0, calibrate_on=6)
+    path = tmp_path / "t.json"
+    table = profile(space, target, path, config, benches=on(make_bench()), export=export)
+    known = true_ms(GUARD_CHAIN) / 0.2
+    assert table.guard_by_reference == pytest.approx(known, rel=0.02)
+    assert LatencyTable.load(path).guard_by_reference == table.guard_by_reference
+    assert GUARD not in table.entries and len(table.calibrations["tiny@32"].fitted_on) == 6
 
 
 def entry(ms: float) -> Entry:

@@ -9,7 +9,7 @@ import pytest
 from nas.block import parse
 from nas.errors import ConfigError, CorruptFile, StorageError
 from nas.latency import LatencyTable, find_table
-from nas.latency.calibration import Calibration
+from nas.latency.calibration import Calibration, calibration_name, footprint_mb
 from nas.latency.table import Entry
 from nas.space import SearchSpace
 from nas.target import Target
@@ -225,6 +225,39 @@ def test_a_table_of_schema_2_gets_the_size_of_the_shipped_space_its_calibration_
     assert all(entry.interpolated is None for entry in loaded.entries.values())
 
 
+def test_a_table_of_schema_3_is_written_as_it_was() -> None:
+    path = Path(__file__).parent / "assets" / "table-schema-3.json"
+    loaded = LatencyTable.load(path)
+    assert set(loaded.calibrations) == {"hybrid-64@64", "mine@64"}
+    assert loaded.to_json() == json.loads(path.read_text())
+
+
+def test_what_a_second_knee_adds_is_in_every_price_and_needs_schema_4(
+    target: Target, tmp_path: Path
+) -> None:
+    far = {"far_knee_mb": 0.2, "far_ms_per_mb": 5.0}
+    both = replace(MEMORY, coefficients={**MEMORY.coefficients, **far})
+    space = SearchSpace.load("tiny")
+    name = calibration_name(space.name, space.image_size)
+    plain = full(space, target)
+    one, two = (replace(plain, calibrations={name: fit}) for fit in (MEMORY, both))
+    blocks = space.blocks(space.largest())
+    footprint = sum(map(footprint_mb, blocks))
+    more_ms = 5.0 * footprint / (1 + (0.2 / footprint) ** 6)
+    assert two.estimate(blocks, space) - one.estimate(blocks, space) == pytest.approx(more_ms)
+    options = [len(values) for values in space.genes().values()]
+    codes = np.random.default_rng(0).integers(0, options, size=(20, len(options)))
+    expected = [
+        two.estimate(space.blocks(space.architecture(choice)), space)
+        for choice in space.decode(codes)
+    ]
+    assert two.pricer(space)(codes) == pytest.approx(expected)
+    assert (one.to_json()["schema"], two.to_json()["schema"]) == (3, 4)
+    path = tmp_path / "t.json"
+    two.save(path)
+    assert replace(LatencyTable.load(path), path="") == two
+
+
 def test_the_file_has_one_entry_a_line_sorted(table: LatencyTable, tmp_path: Path) -> None:
     table.save(tmp_path / "t.json")
     lines = (tmp_path / "t.json").read_text().splitlines()
@@ -250,7 +283,7 @@ def test_a_file_cut_at_any_byte_is_corrupt(table: LatencyTable, tmp_path: Path) 
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 4},
+        {"schema": 5},
         {"unit": "s"},
         {"entries": []},
         {"target": {}},
@@ -349,6 +382,13 @@ def test_a_calibration_that_would_turn_the_ranking_round_is_refused() -> None:
     for wrong in ({"scale_mlp": -0.1}, {"knee_mb": 0.0}, {"ms_per_mb": -1.0}, {"cold": -1.0}):
         with pytest.raises(ValueError, match="must be above 0"):
             replace(MEMORY, coefficients={**MEMORY.coefficients, **wrong})
+    far = {"far_knee_mb": 1.0, "far_ms_per_mb": 0.1}
+    for wrong in ({"far_knee_mb": 0.0}, {"far_ms_per_mb": -1.0}):
+        with pytest.raises(ValueError, match="must be above 0"):
+            replace(MEMORY, coefficients={**MEMORY.coefficients, **far, **wrong})
+    for alone in ({"far_knee_mb": 1.0}, {"far_ms_per_mb": 0.1}):
+        with pytest.raises(ValueError, match="far_knee_mb and far_ms_per_mb, but is"):
+            replace(MEMORY, coefficients={**MEMORY.coefficients, **alone})
     with pytest.raises(ValueError, match="affine with constant and scale, or parts"):
         replace(MEMORY, form="affine")
     with pytest.raises(ValueError, match="or parts with scale_<kind>"):
