@@ -1,7 +1,8 @@
-"""What allocation by importance is worth: supernet accuracy at equal latency, on digits.
+"""What allocation by importance is worth: supernet accuracy at equal latency.
 
 `tiny` with more inner options is trained by its whole schedule on the shipped digits, one
-supernet a seed. Outlines (widths, depths, kinds) are drawn at random; each gets a latency budget
+supernet a seed; with --run the supernet and the images of that run are taken, one that `nas train`
+has finished. Outlines (widths, depths, kinds) are drawn at random; each gets a latency budget
 of its own, 40 % or 15 % of the way from its cheapest to its dearest inner numbers, by a latency
 table that is a formula (a launch, the arithmetic, the weights): the same for all methods, so that
 no noise of timing is in the comparison. Inner numbers are chosen within that budget by
@@ -11,8 +12,9 @@ no noise of timing is in the comparison. Inner numbers are chosen within that bu
   upgrades that still fit, so that it uses the budget as well;
 * random upgrades from the cheapest, until none fits (mean of three).
 
-    python benchmarks/allocation_gain.py --keep FOLDER [--pieces N]
+    python benchmarks/allocation_gain.py --keep FOLDER [--pieces N] [--run RUN] [--no-sensitivity]
 
+Sensitivity is a score of every option of every part: 25 s on digits, half an hour at 64 px.
 Every piece is kept in FOLDER; --pieces N does the next N and stops.
 """
 
@@ -37,11 +39,13 @@ from nas.data import Data
 from nas.files import write_json
 from nas.latency.table import Entry, LatencyTable
 from nas.pipeline.allocation import Allocator
+from nas.pipeline.config import load as load_settings
 from nas.pipeline.inner import Spot, fit_parts, option_losses
 from nas.pipeline.part_costs import PartCosts, Terms
 from nas.space import Architecture, SearchSpace
 from nas.space.loss_table import LossTable
 from nas.supernet import SuperNet, TrainConfig, score, train
+from nas.supernet.stored import load as load_supernet
 from nas.supernet.taylor import LossConfig, allocated, measure_losses
 from nas.target import Target
 
@@ -171,15 +175,15 @@ def _largest(spot: Spot, share: float) -> int:
 
 # ---------------------------------------------------------------- pieces
 def trained(data: Data, seed: int, folder: Path) -> SuperNet:
-    """Return a supernet of the whole schedule; from its folder if it is there."""
+    """Return a supernet of the whole schedule on digits; from its folder if it is there."""
     config = TrainConfig(steps=STEPS, lr=0.004, checkpoint_steps=40, seed=seed)
     return train(SuperNet(space_of(data), seed=seed), data, config, folder).supernet
 
 
-def tables(supernet: SuperNet, data: Data, place: Path) -> Piece:
+def tables(supernet: SuperNet, data: Data, place: Path, methods: Sequence[str]) -> Piece:
     """Measure the loss tables and how long each takes."""
     found: Piece = {}
-    for method in ("taylor", "sensitivity"):
+    for method in methods:
         begun = time.perf_counter()
         table = measure_losses(supernet, data, LossConfig(method=method))
         found[method] = {"seconds": time.perf_counter() - begun, "fit": table.fit}
@@ -199,8 +203,9 @@ def _compare(supernet: SuperNet, data: Data, seed: int, place: Path, level: floa
     losses = {
         "taylor": taylor,
         "taylor without scales": replace(taylor, scales={}),
-        "sensitivity": LossTable.load(place / "sensitivity.json"),
     }
+    if (place / "sensitivity.json").is_file():
+        losses["sensitivity"] = LossTable.load(place / "sensitivity.json")
     costs = PartCosts({METRIC: formula_table(space)}, None)
     genes = Allocator(space, taylor, costs, {METRIC: 1.0}).genes
     rng = np.random.default_rng(seed)
@@ -235,16 +240,17 @@ def gain(rows: Mapping[str, list[list[float]]], name: str, other: str) -> dict[s
     }
 
 
-def figures_of(level: str, rows: Mapping[str, list[list[float]]]) -> list[Figure]:
-    """Return what was asked for beside what was measured, at one level."""
+def figures_of(level: str, rows: Mapping[str, list[list[float]]], what: str) -> list[Figure]:
+    """Return what was asked for beside what was measured, at one level, of `what` supernets."""
     figures = []
-    for name in ("taylor", "taylor without scales", "sensitivity"):
-        for other in ("uniform", "random"):
+    others = ("uniform", "random")
+    for name in (name for name in rows if name not in others):
+        for other in others:
             found = gain(rows, name, other)
             figures.append(
                 Figure(
                     figure=f"points of accuracy, {name} over {other}, {len(rows[name])} outlines "
-                    f"of {len(SEEDS)} supernets at equal latency ({level} of the range), paired",
+                    f"of {what} at equal latency ({level} of the range), paired",
                     asked=f">= {ASKED_POINTS}, interval above 0",
                     measured=found,
                     holds=found["points"] >= ASKED_POINTS and found["low"] > 0,
@@ -253,46 +259,66 @@ def figures_of(level: str, rows: Mapping[str, list[list[float]]]) -> list[Figure
     return figures
 
 
-def piece_of(name: str, seed: int, data: Data, place: Path) -> Piece:
+def piece_of(
+    name: str, seed: int, data: Data, place: Path, run: Path | None, methods: Sequence[str]
+) -> Piece:
     """Do one piece."""
-    supernet = trained(data, seed, place / "supernet")
+    folder = place / "supernet" if run is None else run / "supernet"
+    supernet = trained(data, seed, folder) if run is None else load_supernet(folder).supernet
     if name == "tables":
-        return tables(supernet, data, place)
-    return compare(supernet, data, seed, place) if name == "compare" else {"steps": STEPS}
+        return tables(supernet, data, place, methods)
+    return compare(supernet, data, seed, place) if name == "compare" else {}
+
+
+def images_of(run: Path | None) -> Data:
+    """Return the images of a run; the digits without one."""
+    if run is None:
+        return nas_data.load("digits", image_size=32)
+    config = load_settings(run / "config.yaml", [])
+    return nas_data.load(config.data, image_size=config.image_size)
 
 
 def main() -> None:
     """Do the pieces that are missing, then record."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--keep", type=Path, help="where pieces are kept; temporary by default")
     parser.add_argument("--pieces", type=int, default=1000, help="do so many and stop")
+    parser.add_argument("--run", type=Path, help="a run whose supernet is trained")
+    parser.add_argument("--no-sensitivity", action="store_true", help="Taylor importance alone")
     options = parser.parse_args()
+    methods = ("taylor",) if options.no_sensitivity else ("taylor", "sensitivity")
     torch.set_num_threads(1)
     place = options.keep or Path(tempfile.mkdtemp())
-    data = nas_data.load("digits", image_size=32)
+    data = images_of(options.run)
+    seeds = SEEDS if options.run is None else SEEDS[:1]
     done: dict[str, Piece] = {}
     left = options.pieces
-    for seed, name in itertools.product(SEEDS, ("train", "tables", "compare")):
+    for seed, name in itertools.product(seeds, ("train", "tables", "compare")):
         path = place / f"seed-{seed}" / f"{name}.json"
         if not path.is_file():
             if left == 0:
                 sys.exit(f"{len(done)} pieces are done; the next is {name} {seed}.")
-            write_json(path, piece_of(name, seed, data, path.parent))
+            write_json(path, piece_of(name, seed, data, path.parent, options.run, methods))
             left -= 1
         done[f"{name} {seed}"] = json.loads(path.read_text())
     figures: list[Figure] = []
     means: Piece = {}
+    space = options.run and load_supernet(options.run / "supernet").supernet.space.name
+    what = f"{space}'s supernet" if space else f"{len(seeds)} supernets"
     for level in map("{:g}".format, LEVELS):
         rows: dict[str, list[list[float]]] = {}
-        for seed in SEEDS:
+        for seed in seeds:
             for name, found in done[f"compare {seed}"][level].items():
                 rows.setdefault(name, []).extend(found)
-        figures += figures_of(level, rows)
+        figures += figures_of(level, rows, what)
         means[level] = {
             name: np.round(np.mean(own, axis=0), 4).tolist() for name, own in rows.items()
         }
     measured = {name: piece for name, piece in done.items() if name.startswith("tables")}
-    record("allocation_gain", figures, notes={"mean_loss_accuracy_use": means, **measured})
+    notes = {"data": data.name.partition(":")[0], "mean_loss_accuracy_use": means, **measured}
+    record(f"allocation_gain-{space}" if space else "allocation_gain", figures, notes=notes)
 
 
 if __name__ == "__main__":

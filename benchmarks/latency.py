@@ -63,14 +63,18 @@ def main() -> None:
         record(f"{options.name}-bursty", found.figures, notes=found.notes)
         return
     figures: list[Figure] = []
+    rows: dict[str, list[list[float]]] = {}
     for space, target in zip(options.pairs[::2], options.pairs[1::2], strict=True):
-        config = ProfileConfig(samples=options.samples, spread_s=3.0, seed=options.seed)
-        figures += table_figures(space, Target.parse(target), config)
-    record(options.name, figures)
+        config = ProfileConfig(samples=options.samples, spread_s=3.0, loads=6, seed=options.seed)
+        of_space, rows[f"{space} {target}"] = table_figures(space, Target.parse(target), config)
+        figures += of_space
+    record(options.name, figures, notes={"measured and table ms of each network": rows})
 
 
-def table_figures(name: str, target: Target, config: ProfileConfig) -> list[Figure]:
-    """Return the figures of one space on one target."""
+def table_figures(
+    name: str, target: Target, config: ProfileConfig
+) -> tuple[list[Figure], list[list[float]]]:
+    """Return the figures of one space on one target, and [measured, table] ms of each network."""
     path = find_table(target)
     if path is None:
         raise SystemExit(f"no table of {target}: nas profile --space {name} makes it")
@@ -97,7 +101,8 @@ def table_figures(name: str, target: Target, config: ProfileConfig) -> list[Figu
                     holds=abs(error) <= asked.published,
                 )
             )
-    return [*figures, pricing_figure(label, table, space)]
+    rows = [[round(row.measured_ms, 5), round(row.table_ms, 5)] for row in found.rows]
+    return [*figures, pricing_figure(label, table, space)], rows
 
 
 def accuracy_figures(label: str, asked: Asked, found: Check, drawn: list[Row]) -> list[Figure]:
