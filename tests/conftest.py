@@ -40,11 +40,16 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip, with the reason, the tests that need what is not here; begin with the longest files.
 
     Files are handed to processes in this order, so that no process ends long after the other.
+    Tests in the file $NAS_TESTS_DONE, an id a line, are left out: CI goes on where it was stopped.
     """
+    done = _lines(os.environ.get("NAS_TESTS_DONE"))
+    if done:
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
+        items[:] = [item for item in items if item.nodeid not in done]
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
     for item in items:
@@ -52,6 +57,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
         if item.get_closest_marker("network") and "NAS_TEST_NETWORK" not in os.environ:
             item.add_marker(pytest.mark.skip(reason="set NAS_TEST_NETWORK=1 to use the internet"))
+
+
+def _lines(path: str | None) -> set[str]:
+    return set(Path(path).read_text().splitlines()) if path and Path(path).is_file() else set()
+
+
+# ---------------------------------------------------------------- what ran, for CI
+def _note(what: str, nodeid: str) -> None:
+    """Append a line to $NAS_TESTS_LOG, in the process that all reports come to."""
+    if "NAS_TESTS_LOG" in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
+        with open(os.environ["NAS_TESTS_LOG"], "a") as log:
+            log.write(f"{what} {nodeid}\n")
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    _note("begun", nodeid)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "teardown" or not report.passed:
+        _note("failed" if report.failed else "ended", report.nodeid)
 
 
 def _has_gpu() -> bool:
