@@ -18,7 +18,7 @@ from nas.errors import ConfigError, DeviceError, TryAgain
 from nas.files import into
 from nas.latency.bench import Bench, Visit
 from nas.latency.file_store import FileStore
-from nas.latency.measure import ProfileConfig
+from nas.latency.measure import ProfileConfig, child_bench
 from nas.latency.protocol import (
     MAX_LOADS,
     MAX_LOOPS,
@@ -31,7 +31,7 @@ from nas.latency.protocol import (
     Refusal,
     release,
 )
-from nas.latency.sessions import Benches, child_bench
+from nas.latency.sessions import Benches
 from nas.target import RUNTIMES, Target, runtime_facts
 
 logger = logging.getLogger(__name__)

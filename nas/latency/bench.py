@@ -83,6 +83,7 @@ class ChildBench:
         timeout_s: How long the child may say nothing beyond the time its work should take.
         loads: How often it loads each network; visits take turns with them, because where a
             network happens to lie in memory changes its latency by a few per cent.
+        cache: A folder where benches of the same files keep what takes long to make of them.
         command: What to start, for tests; the default is this package's worker.
     """
 
@@ -92,6 +93,7 @@ class ChildBench:
         *,
         timeout_s: float = 60.0,
         loads: int = 1,
+        cache: Path | None = None,
         command: Sequence[str] = (),
     ) -> None:
         if not target.is_here():
@@ -102,7 +104,7 @@ class ChildBench:
                 "(an agent on it) or with --plan (files to time)."
             )
         self._target = target
-        self._timeout_s, self._loads = timeout_s, loads
+        self._timeout_s, self._loads, self._cache = timeout_s, loads, cache
         self._command = list(command) or [sys.executable, "-P", "-c", WORKER]
         self._buffer = b""
         self._expected_ms: dict[str, float] = {}
@@ -125,7 +127,8 @@ class ChildBench:
         try:
             self._ask(
                 {"do": "start", "target": self._target.to_json(), "cores": cores}
-                | {"trace": str(self._trace), "loads": self._loads},
+                | {"trace": str(self._trace), "loads": self._loads}
+                | {"cache": str(self._cache or "")},
                 about=str(self._target),
             )
         except BaseException:
@@ -149,6 +152,10 @@ class ChildBench:
         run_ms = self._checked(answer.get("run_ns") if isinstance(answer, dict) else None, name)
         self._expected_ms[name] = run_ms
         return run_ms
+
+    def kill(self) -> None:
+        """End the process at once, from any thread; whoever waits for it gets a DeviceError."""
+        self._child.kill()
 
     def unload(self) -> None:
         """Forget every network."""

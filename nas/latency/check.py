@@ -13,10 +13,10 @@ from nas.latency.calibrate import draw, relative_line
 from nas.latency.calibration import Calibration, Costs
 from nas.latency.compose import Export, Workshop
 from nas.latency.interpolate import interpolated_in
-from nas.latency.measure import ProfileConfig, Progress, measure_networks
+from nas.latency.measure import ProfileConfig, Progress, child_bench, measure_networks
 from nas.latency.plan import session_seconds
 from nas.latency.recipes import parts_of
-from nas.latency.sessions import Benches, Sessions, Teller, child_bench
+from nas.latency.sessions import Benches, Sessions, Teller
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Timing, summarise
 from nas.seeds import stage_seed

@@ -12,6 +12,7 @@ round of whole networks: where it is slow the round does not count.
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nas.errors import ConfigError
-from nas.latency.bench import Bench, ChildBench, Times, Visit
+from nas.latency.bench import Bench, Times, Visit
 from nas.latency.compose import weight_bytes
+from nas.latency.several import bench_here, load_all
 from nas.latency.timing import MIN_CLEAN, SAMPLES_A_VISIT, Series, Timing, summarise
 from nas.target import Target
 
@@ -47,11 +49,12 @@ Progress = Callable[[int, int, str], None]
 class ProfileConfig:
     """How carefully to measure.
 
-    Each network is loaded `loads` times, because where it happens to lie in memory changes its
-    latency by a few per cent. `samples` clean samples of at least `sample_ms` each are taken, the
-    first and the last `spread_s` apart. Up to `batch` entries are timed together for at most
-    `time_limit_s`, and as long again those that have next to nothing by then; a child silent for
-    `timeout_s` is ended. A repeating part is read off chains of 1 and `copies`.
+    Each network is loaded `loads` times in each of `processes` processes (one for an agent),
+    because where it and they happen to lie in memory changes its latency by a few per cent.
+    `samples` clean samples of at least `sample_ms` each are taken, the first and the last
+    `spread_s` apart. Up to `batch` entries are timed together for at most `time_limit_s`, and as
+    long again those that have next to nothing by then; a child silent for `timeout_s` is ended. A
+    repeating part is read off chains of 1 and `copies`.
     `calibrate_on` whole networks are measured at the end for a fit (0: none). Along a line of
     sizes of one part every `every`-th is measured and the others are interpolated (1: none).
     Where networks held out are off by more than `block_error`, whole blocks are tried in place of
@@ -64,6 +67,7 @@ class ProfileConfig:
     time_limit_s: float = 300.0
     batch: int = 96
     loads: int = 3
+    processes: int = 1
     copies: int = 3
     calibrate_on: int = 0
     every: int = 1
@@ -78,6 +82,7 @@ class ProfileConfig:
             "copies": 2,
             "batch": 1,
             "loads": 1,
+            "processes": 1,
             "calibrate_on": 0,
             "every": 1,
             "spread_s": 0,
@@ -93,6 +98,11 @@ class ProfileConfig:
                 f"spread_s must be below time_limit_s, but they are {self.spread_s} and "
                 f"{self.time_limit_s}."
             )
+
+    @property
+    def held(self) -> int:
+        """How often each network is in memory while it is timed."""
+        return self.loads * self.processes
 
 
 QUICK = ProfileConfig(samples=24, spread_s=2.0, time_limit_s=60.0, calibrate_on=24)
@@ -134,7 +144,7 @@ def measure(
         tick: Told after each round which share of the wanted samples is there.
     """
     bench.unload()
-    loaded_ms = {name: bench.load(name, path) for name, path in paths.items()}
+    loaded_ms = load_all(bench, paths)
     tasks = [*map(_Task, paths), *(_Task(name, cold=True) for name in cold)]
     count = len(tasks)
     first_ms = np.array([loaded_ms[task.name] for task in tasks])
@@ -215,12 +225,12 @@ def measure_networks(
         DeviceError: a network crashed or hung; the message names it.
     """
     if bench is None:
-        with ChildBench(target, timeout_s=config.timeout_s, loads=config.loads) as child:
+        with child_bench(target, config) as child:
             return measure_networks(
                 networks, target, config, progress=progress, reference_ms=reference_ms, bench=child
             )
     found: dict[str, Series] = {}
-    sizes = {name: config.loads * weight_bytes(path) for name, path in networks.items()}
+    sizes = {name: config.held * weight_bytes(path) for name, path in networks.items()}
     for group in by_bytes(sizes):
         found |= measure(
             bench,
@@ -234,6 +244,13 @@ def measure_networks(
         series.require(name, strict=config.strict)
     progress(len(networks), len(networks), "whole networks timed")
     return {name: summarise(series, seed=config.seed) for name, series in found.items()}
+
+
+def child_bench(target: Target, config: ProfileConfig) -> AbstractContextManager[Bench]:
+    """Return a bench in child processes of this one, as many as the config says."""
+    return bench_here(
+        target, processes=config.processes, loads=config.loads, timeout_s=config.timeout_s
+    )
 
 
 def _tell(progress: Progress, before: int, count: int, total: int, share: float) -> None:

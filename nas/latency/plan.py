@@ -109,7 +109,7 @@ def batches_of(missing: Sequence[Recipe], config: ProfileConfig) -> list[list[Re
     made = {item.entry: item for item in missing}
     sizes = {
         name: sum(part.bytes for chain in chains_of([item]).values() for part in chain)
-        * config.loads
+        * config.held
         for name, item in made.items()
     }
     count = -(-len(made) // config.batch)
@@ -128,7 +128,7 @@ def session_seconds(
     visit_ms = PRIME_MS + SAMPLES_A_VISIT * config.sample_ms + REFERENCE_MS
     round_ms = timed * visit_ms + chains * COLD_VISIT_MS
     timing_s = round_ms / 1e3 * -(-config.samples // SAMPLES_A_VISIT)
-    loading_s = exported * EXPORT_S + timed * LOAD_S * config.loads + quantize_s
+    loading_s = exported * EXPORT_S + timed * LOAD_S * config.held + quantize_s
     return loading_s + WARM_S + max(timing_s, config.spread_s)
 
 

@@ -22,6 +22,7 @@ from nas.latency.measure import (
     PRIME_MS,
     ProfileConfig,
     Progress,
+    child_bench,
     cold_name,
 )
 from nas.latency.plan import (
@@ -33,7 +34,7 @@ from nas.latency.plan import (
     standing,
 )
 from nas.latency.recipes import Recipe, chain_name, recipe
-from nas.latency.sessions import Benches, Sessions, Teller, child_bench, has_caches
+from nas.latency.sessions import Benches, Sessions, Teller, has_caches
 from nas.latency.table import Entry, LatencyTable
 from nas.latency.timing import SAMPLES_A_VISIT, Series, grade
 from nas.space import SearchSpace

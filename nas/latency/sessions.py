@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from nas.block import Block, Mlp, parse
-from nas.latency.bench import Bench, ChildBench
+from nas.latency.bench import Bench
 from nas.latency.compose import Workshop
 from nas.latency.measure import (
     MAX_REFERENCE,
@@ -46,11 +46,6 @@ GUARD_CHAIN: Chain = (  # 2 million weights, 8 MB in fp32, and little work
     Mlp(resolution=2, channels=512, hidden=2048),
 )
 EXPORTED, LOADED = 0.35, 0.45  # shares of a session's time by then
-
-
-def child_bench(target: Target, config: ProfileConfig) -> AbstractContextManager[Bench]:
-    """Return a bench in a child process of its own."""
-    return ChildBench(target, timeout_s=config.timeout_s, loads=config.loads)
 
 
 class Teller:
@@ -170,8 +165,8 @@ class Sessions:
             UnreliableTiming: a network has too few clean samples; or, if strict, is grade C.
         """
         chains = {name: parts_of(blocks) for name, blocks in networks.items()}
-        loads = self._config.loads
-        sizes = {name: loads * sum(part.bytes for part in chain) for name, chain in chains.items()}
+        held = self._config.held
+        sizes = {name: held * sum(part.bytes for part in chain) for name, chain in chains.items()}
         series: dict[str, Series] = {}
         for group in by_bytes(sizes):
             seconds = session_seconds(self._config, self._target, networks=len(group))

@@ -1,6 +1,6 @@
 """The child process that runs networks: JSON lines in, JSON lines out, nothing else on stdout.
 
-    {"do": "start", "target": {...}, "cores": [0, 1], "trace": PATH, "loads": 3}
+    {"do": "start", "target": {...}, "cores": [0, 1], "trace": PATH, "loads": 3, "cache": PATH}
                                                                        -> {"ok": {"version": ...}}
     {"do": "load", "name": NAME, "path": PATH}                         -> {"ok": {"run_ns": ...}}
     {"do": "run", "visits": [[NAME, prime, loops, samples, cold], ...]}
@@ -75,7 +75,7 @@ class Worker:
         self._evictor = np.ones(evictor_bytes() // 4, dtype=np.float32)
 
     def start(
-        self, target: dict[str, Any], cores: list[int], trace: str, loads: int
+        self, target: dict[str, Any], cores: list[int], trace: str, loads: int, cache: str = ""
     ) -> dict[str, Any]:
         """Set the process up for a target; must come first."""
         if hasattr(os, "sched_setaffinity"):
@@ -83,7 +83,7 @@ class Worker:
         self._loads = loads
         self._trace = os.open(trace, os.O_WRONLY | os.O_CREAT, 0o600)
         parsed = Target.from_json(target)
-        self._runtime = create(parsed)
+        self._runtime = create(parsed, Path(cache) if cache else None)
         self._is_elsewhere = runtime_facts(parsed.runtime).accelerator != ""
         self.unload()
         return {"version": parsed.version}

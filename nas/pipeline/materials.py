@@ -17,7 +17,8 @@ from nas.data import Data
 from nas.errors import ConfigError
 from nas.files import write_atomic
 from nas.latency import LatencyTable, Timing, find_table
-from nas.latency.sessions import Benches, child_bench
+from nas.latency.measure import child_bench
+from nas.latency.sessions import Benches
 from nas.latency.table import TABLES
 from nas.manifest import TargetResult
 from nas.network.onnx import parts_to_onnx

@@ -28,6 +28,7 @@ from nas.latency.agent import Agent, target_here
 from nas.latency.agent_http import AgentServer
 from nas.latency.bench import Bench, Visit
 from nas.latency.file_store import FileStore, check_onnx
+from nas.latency.measure import child_bench
 from nas.latency.protocol import (
     PROTOCOL,
     PROTOCOL_HEADER,
@@ -38,7 +39,6 @@ from nas.latency.protocol import (
     release,
 )
 from nas.latency.remote import RemoteAgent
-from nas.latency.sessions import child_bench
 from nas.target import Device, Target
 
 TOKEN = "test-token-of-32-characters-long"

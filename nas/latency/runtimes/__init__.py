@@ -6,6 +6,7 @@ of the library's own errors leaves it.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 from nas.errors import DeviceError
 from nas.latency.runtimes.protocol import Runner, Runtime
@@ -14,25 +15,25 @@ from nas.target import Target, installed_version, runtime_facts
 __all__ = ["RUNTIMES", "Runner", "Runtime", "create"]
 
 
-def _onnxruntime(target: Target) -> Runtime:
+def _onnxruntime(target: Target, cache: Path | None) -> Runtime:
     from nas.latency.runtimes.onnx_runtime import OnnxRuntime
 
-    return OnnxRuntime(target)
+    return OnnxRuntime(target, cache)
 
 
-def _openvino(target: Target) -> Runtime:
+def _openvino(target: Target, cache: Path | None) -> Runtime:
     from nas.latency.runtimes.openvino_cpu import OpenVino
 
-    return OpenVino(target)
+    return OpenVino(target, cache)
 
 
-def _torch(target: Target) -> Runtime:
+def _torch(target: Target, cache: Path | None) -> Runtime:
     from nas.latency.runtimes.torch_eager import TorchEager
 
     return TorchEager(target)
 
 
-RUNTIMES: dict[str, Callable[[Target], Runtime]] = {
+RUNTIMES: dict[str, Callable[[Target, Path | None], Runtime]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "torch": _torch,
@@ -41,8 +42,13 @@ RUNTIMES: dict[str, Callable[[Target], Runtime]] = {
 }
 
 
-def create(target: Target) -> Runtime:
+def create(target: Target, cache: Path | None = None) -> Runtime:
     """Return the target's runtime in this process.
+
+    Args:
+        target: What it is set up for.
+        cache: A folder in which what takes long to make of a file (its int8) is kept for other
+            processes that load the same one; None keeps nothing.
 
     Raises:
         DeviceError: unknown, not installed, of another version than the target's, or without the
@@ -56,7 +62,7 @@ def create(target: Target) -> Runtime:
             f"Install that version, or make a table for `{target.runtime}` as it is here."
         )
     try:
-        return RUNTIMES[target.runtime](target)
+        return RUNTIMES[target.runtime](target, cache)
     except ImportError as error:
         raise DeviceError(
             f"{target.runtime} cannot be loaded ({error}). Install it with `{facts.install}`."

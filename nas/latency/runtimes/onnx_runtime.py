@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 
 from nas.errors import DeviceError
+from nas.files import digest_file
 from nas.latency.quantize import is_quantized, quantize_onnx
 from nas.latency.runtimes.protocol import Runner, Values, first_line, sample_input
 from nas.target import Target
@@ -19,7 +20,8 @@ class OnnxRuntime:
     One that is quantized already, as a winner's is, runs as it is.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, cache: Path | None = None) -> None:
+        self._cache = cache
         self._is_int8 = target.precision == "int8"
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = target.threads
@@ -34,7 +36,9 @@ class OnnxRuntime:
             if not self._is_int8 or is_quantized(path):
                 return [_OnnxRunner(self._session(path)) for _ in range(times)]
             with tempfile.TemporaryDirectory() as folder:
-                quantized = quantize_onnx(path, Path(folder) / path.name)
+                quantized = (self._cache or Path(folder)) / f"{digest_file(path)}.onnx"
+                if not quantized.is_file():
+                    quantize_onnx(path, quantized)
                 return [_OnnxRunner(self._session(quantized)) for _ in range(times)]
         except Exception as error:  # the library has no public root of its errors
             raise DeviceError(

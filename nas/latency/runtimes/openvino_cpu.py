@@ -1,9 +1,11 @@
 """OpenVINO on the CPU: one stream, threads as told, fp32 where the target says fp32."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from nas.errors import DeviceError
+from nas.files import digest_file
 from nas.latency.openvino_import import import_openvino
 from nas.latency.quantize import quantize_openvino
 from nas.latency.runtimes.protocol import Runner, Values, first_line, sample_input
@@ -20,7 +22,8 @@ class OpenVino:
     core that somebody else keeps busy would be waited for although another one is free.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, cache: Path | None = None) -> None:
+        self._cache = cache
         self._is_int8 = target.precision == "int8"
         self._core = openvino.Core()
         self._options = {
@@ -40,13 +43,26 @@ class OpenVino:
                 if item.partial_shape.is_dynamic or item.element_type != openvino.Type.f32:
                     raise ValueError(f"{item.any_name} must be float of fixed shape, is {item}")
             if self._is_int8:
-                model = quantize_openvino(model)
+                model = self._quantized(model, path)
             compiled = [self._core.compile_model(model, "CPU", self._options) for _ in range(times)]
             return [_OpenVinoRunner(item) for item in compiled]
         except ImportError:
             raise
         except Exception as error:  # the library raises RuntimeError and others
             raise DeviceError(f"openvino cannot load {path.name}: {first_line(error)}") from error
+
+    def _quantized(self, model: Any, path: Path) -> Any:  # Any: models, a binding without types
+        """Return the model in int8; where there is a cache, the one that the first process made."""
+        if self._cache is None:
+            return quantize_openvino(model)
+        kept = self._cache / f"{digest_file(path)}.xml"
+        if not kept.is_file():
+            with tempfile.TemporaryDirectory(dir=self._cache) as folder:
+                made = Path(folder) / kept.name
+                openvino.save_model(quantize_openvino(model), str(made), compress_to_fp16=False)
+                made.with_suffix(".bin").replace(kept.with_suffix(".bin"))  # which the other names
+                made.replace(kept)
+        return self._core.read_model(str(kept))
 
 
 class _OpenVinoRunner:
