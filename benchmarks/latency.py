@@ -65,7 +65,9 @@ def main() -> None:
     figures: list[Figure] = []
     rows: dict[str, list[list[float]]] = {}
     for space, target in zip(options.pairs[::2], options.pairs[1::2], strict=True):
-        config = ProfileConfig(samples=options.samples, spread_s=3.0, loads=6, seed=options.seed)
+        config = ProfileConfig(
+            samples=options.samples, spread_s=3.0, loads=2, processes=3, seed=options.seed
+        )
         of_space, rows[f"{space} {target}"] = table_figures(space, Target.parse(target), config)
         figures += of_space
     record(options.name, figures, notes={"measured and table ms of each network": rows})

@@ -18,7 +18,7 @@ from nas.network import stock
 from nas.space import SearchSpace
 from nas.target import Target
 
-CONFIG = ProfileConfig(samples=60, spread_s=5.0, calibrate_on=192, loads=6)
+CONFIG = ProfileConfig(samples=30, spread_s=5.0, calibrate_on=96, loads=2, processes=3)
 PUBLISHED_SIDE, TELL_S = 224, 15.0
 
 

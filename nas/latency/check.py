@@ -46,6 +46,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """A network that nobody drew: its blocks, and its calibration where not that of the space."""
+
+    blocks: Sequence[Block]
+    fit: Calibration | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Errors:
     """Relative errors of one way to predict, and Spearman's rank correlation with the truth."""
 
@@ -78,7 +86,7 @@ def check(
     space: SearchSpace,
     *,
     networks: int = 10,
-    also: Mapping[str, Sequence[Block]] | None = None,
+    also: Mapping[str, Known] | None = None,
     config: ProfileConfig | None = None,
     progress: Progress = lambda done, total, text: None,
     benches: Benches = child_bench,
@@ -111,7 +119,8 @@ def check(
     seed = stage_seed(config.seed, "check")
     drawn = draw(space, networks, seed=seed, avoid=list(fitted.fitted_on) if fitted else ())
     blocks: dict[str, Sequence[Block]] = {item.id: space.blocks(item) for item in drawn}
-    blocks |= dict(also or {})
+    blocks |= {name: known.blocks for name, known in (also or {}).items()}
+    fits = {name: known.fit for name, known in (also or {}).items() if known.fit is not None}
     with tempfile.TemporaryDirectory() as scratch:
         takes = table.target.takes
         workshop = Workshop(Path(scratch), export, batch=table.target.batch, takes=takes)
@@ -122,7 +131,7 @@ def check(
         )
     progress(len(blocks), len(blocks), "whole networks timed")
     timings = {name: summarise(item, seed=config.seed) for name, item in series.items()}
-    return compare(table, blocks, timings, space=space)
+    return compare(table, blocks, timings, space=space, fits=fits)
 
 
 def time_networks(
@@ -175,6 +184,7 @@ def compare(
     timings: Mapping[str, Timing],
     *,
     space: SearchSpace | str | None = None,
+    fits: Mapping[str, Calibration] | None = None,
 ) -> Check:
     """Return measured against predicted latency of networks, at least 3.
 
@@ -183,13 +193,15 @@ def compare(
         networks: Name to blocks.
         timings: Name to measured latency.
         space: Whose calibration to use.
+        fits: Another one, for some of the networks.
     """
     names = list(networks)
+    used = {name: table.calibration(space, networks[name]) for name in names} | dict(fits or {})
     measured = np.array([timings[name].median_ms for name in names])
     isolated = np.array([table.isolated(networks[name]) for name in names])
     macs = np.array([float(sum(block.macs for block in networks[name])) for name in names])
     predicted = {
-        "table_ms": np.array([table.estimate(networks[name], space) for name in names]),
+        "table_ms": np.array([table.estimate(networks[name], used[name]) for name in names]),
         "isolated_ms": isolated,
         "isolated_line_ms": _on_line(isolated, measured),
         "macs_ms": _on_line(macs, measured),
@@ -206,9 +218,8 @@ def compare(
     ]
     repeats = [row.repeat for row in rows if row.repeat is not None]
     signed = predicted["table_ms"] / measured - 1
-    fits = {name: table.calibration(space, networks[name]) for name in names}
-    leads = np.array([_dearest_kind(table, networks[name], fits[name]) for name in names])
-    guessed = [interpolated_in(table, networks[name], fits[name]).share for name in names]
+    leads = np.array([_dearest_kind(table, networks[name], used[name]) for name in names])
+    guessed = [interpolated_in(table, networks[name], used[name]).share for name in names]
     return Check(
         rows=tuple(rows),
         errors={method: errors_of(predicted[method], measured) for method in METHODS},

@@ -52,6 +52,11 @@ def blocks_of(source: str | nn.Module) -> tuple[Block, ...]:
     return _published(source)
 
 
+def space_of(name: str) -> str:
+    """Return the name of the shipped search space that a published network is of."""
+    return name.rpartition("_")[0]
+
+
 @cache
 def _published(name: str) -> tuple[Block, ...]:
     return blocks_of(timm.create_model(name, device="meta"))

@@ -19,7 +19,7 @@ from nas.latency import (
     time_networks,
 )
 from nas.latency.calibration import Calibration
-from nas.latency.check import METHODS, Check
+from nas.latency.check import METHODS, Check, Known
 from nas.latency.interpolate import interpolated_in
 from nas.manifest import Winner
 from nas.network import stock, timm_models
@@ -150,7 +150,7 @@ def _network(what: str, space: str | None) -> tuple[tuple[Block, ...], str | Non
         loaded = SearchSpace.load(space)
         return loaded.blocks(getattr(loaded, what)()), loaded.name
     if what in stock.PUBLISHED:
-        return stock.blocks_of(what), space
+        return stock.blocks_of(what), space or stock.space_of(what)
     if what.startswith("stem_"):
         return parse_network(what.split()), space
     path = Path(what)
@@ -269,10 +269,14 @@ def as_profiled(space: SearchSpace, table: LatencyTable) -> SearchSpace:
     return next(complete, space)
 
 
-def published_in(table: LatencyTable) -> dict[str, tuple[Block, ...]]:
-    """Return the published networks that a table can price, by name."""
-    found = {name: stock.blocks_of(name) for name in stock.PUBLISHED}
-    return {name: blocks for name, blocks in found.items() if not table.missing(blocks)}
+def published_in(table: LatencyTable) -> dict[str, Known]:
+    """Return the published networks that a table can price, each calibrated as its own space is."""
+    every = {name: stock.blocks_of(name) for name in stock.PUBLISHED}
+    return {
+        name: Known(blocks=blocks, fit=table.calibration(stock.space_of(name), blocks))
+        for name, blocks in every.items()
+        if not table.missing(blocks)
+    }
 
 
 def _check_lines(found: Check) -> list[str]:

@@ -56,6 +56,26 @@ def test_on_a_machine_where_costs_add_up_the_table_beats_every_other_way(
     assert found.errors["isolated_ms"].mean > 0.2
 
 
+def test_a_network_of_another_space_is_priced_by_the_calibration_of_that(
+    make_bench: Any, export: Any, on: Any, target: Target, tmp_path: Path,
+    tiny: SearchSpace, config: ProfileConfig,
+) -> None:  # fmt: skip
+    table = profile(
+        tiny, target, tmp_path / "t.json", config, benches=on(make_bench()), export=export
+    )
+    fitted = {tiny.largest().id: 1.0}
+    double = Calibration(
+        form="affine", coefficients={"constant": 0.0, "scale": 2.0}, fitted_on=fitted, held_out={}
+    )
+    networks = {item.id: tiny.blocks(item) for item in draw(tiny, 3, seed=1)}
+    timings = {name: timing(1.0 + place) for place, name in enumerate(networks)}
+    first, *others = networks
+    found = compare(table, networks, timings, space=tiny, fits={first: double})
+    prices = {row.id: row.table_ms for row in found.rows}
+    assert prices[first] == pytest.approx(2 * table.estimate(networks[first]))
+    assert all(prices[name] == table.estimate(networks[name], tiny) for name in others)
+
+
 def test_networks_are_drawn_once_each_over_all_levels_and_never_those_to_avoid(
     tiny: SearchSpace,
 ) -> None:

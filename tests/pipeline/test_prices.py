@@ -16,6 +16,7 @@ from nas.latency.calibration import Calibration
 from nas.latency.table import Entry
 from nas.network import stock
 from nas.pipeline import check_table, price, prices
+from nas.pipeline.prices import published_in
 from nas.space import SearchSpace
 from nas.target import Target
 
@@ -62,7 +63,8 @@ def checked(
     table: LatencyTable, space: SearchSpace, *, networks: int, also: Any, **ignored: Any
 ) -> Any:
     """Stand in for check: the true times are those of `truth`."""
-    blocks = {item.id: space.blocks(item) for item in draw(space, networks, seed=1)} | also
+    blocks = {item.id: space.blocks(item) for item in draw(space, networks, seed=1)}
+    blocks |= {name: known.blocks for name, known in also.items()}
     return compare(table, blocks, truth(blocks), space=space)
 
 
@@ -104,6 +106,24 @@ def test_a_network_is_priced_by_name_by_file_and_by_its_blocks(
     with_default_head = ask(str(file))  # the space has ten classes, the table seven
     assert "measured" in with_default_head.values
     assert "lacks an entry: head_" in with_default_head.text()
+
+
+def test_a_published_network_is_calibrated_as_the_space_it_is_of(
+    ask: Ask, table: LatencyTable
+) -> None:
+    plain_ms = ask("efficientvit_m0").values["predicted_ms"]
+    double = Calibration(
+        form="affine", coefficients={"constant": 0.0, "scale": 2.0}, fitted_on={"a": 1.0},
+        held_out={"mean": 0.01, "worst": 0.02},
+    )  # fmt: skip
+    replace(table, calibrations={"efficientvit@224": double}).save(table.path)
+    found = ask("efficientvit_m0")
+    assert found.values["predicted_ms"] == pytest.approx(2 * plain_ms)
+    assert found.values["space"] == "efficientvit" and "1.0% off" in found.text()
+    loaded = LatencyTable.load(table.path)
+    assert {name: known.fit for name, known in published_in(loaded).items()} == {
+        "efficientvit_m0": double
+    }
 
 
 def test_blocks_are_listed_with_their_shares(ask: Ask) -> None:
