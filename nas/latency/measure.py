@@ -195,6 +195,7 @@ def _series(
             reference_ms=_floor(record),
             guard_ms=_guard_floor(record),
             is_slow=index in short,
+            held=config.held,
         )
     return found
 

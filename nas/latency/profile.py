@@ -1,5 +1,6 @@
 """Making a latency table: what is missing is exported, timed in batches and written down."""
 
+import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -238,7 +239,7 @@ def entry(made: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entry:
     ms = sum(weight * series[name].median_ms for name, weight in used.items())
     cold_ms = sum(weight * series[name].median_ms for name, weight in cold.items())
     p10, low, high, p90 = (float(value) for value in np.quantile(samples, [0.1, 0.25, 0.75, 0.9]))
-    error_ms = STANDARD_ERROR * (high - low) / count**0.5
+    error_ms = max(STANDARD_ERROR * (high - low) / count**0.5, _error_of_places(used, series))
     letter = _grade([series[name] for name in used], error_ms / ms if ms > 0 else np.inf)
     by = made.by
     if ms <= error_ms or ms <= 0:
@@ -259,6 +260,19 @@ def entry(made: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entry:
         grade=letter,
         by=by,
     )
+
+
+def _error_of_places(used: Mapping[str, float], series: Mapping[str, Series]) -> float:
+    """Return the standard error that the places of chains in memory leave, in ms.
+
+    Samples taken at one place share its error, so that more of them do not lower it.
+    """
+    variance = 0.0
+    for name, weight in used.items():
+        places = series[name].by_place
+        if len(places) > 1:
+            variance += weight**2 * float(places.var(ddof=1)) / len(places)
+    return math.sqrt(variance)
 
 
 def _grade(used: Sequence[Series], error: float) -> str:

@@ -45,7 +45,8 @@ class Series:
 
     `reference_ms` and `guard_ms` are the floors of the reference and of the guard (0: there was
     none) in their session. `is_slow`: the machine did not reach the speed it is known for, and the
-    samples are clean by this session's floors only.
+    samples are clean by this session's floors only. `held`: how many times the network was in
+    memory, at places that visits took turns with.
     """
 
     all_ms: Times
@@ -54,6 +55,7 @@ class Series:
     reference_ms: float
     guard_ms: float = 0.0
     is_slow: bool = False
+    held: int = 1
 
     @property
     def clean_ms(self) -> Times:
@@ -68,6 +70,13 @@ class Series:
         if not len(even) or not len(odd):
             return None
         return abs(float(np.median(even) / np.median(odd)) - 1)
+
+    @property
+    def by_place(self) -> Times:
+        """Medians of the clean samples at each place in memory that has some, shape (places,)."""
+        place = np.arange(len(self.all_ms)) // SAMPLES_A_VISIT % self.held
+        each = [self.all_ms[self.is_clean & (place == number)] for number in range(self.held)]
+        return np.array([np.median(own) for own in each if len(own)])
 
     @property
     def median_ms(self) -> float:

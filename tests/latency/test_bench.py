@@ -178,7 +178,7 @@ def test_visits_take_turns_with_the_loads_of_a_network(
         def load(self, path: Path, times: int) -> list[Any]:
             return [SimpleNamespace(run=partial(order.append, number)) for number in range(times)]
 
-    monkeypatch.setattr("nas.latency.worker.create", lambda target: Counted())
+    monkeypatch.setattr("nas.latency.worker.create", lambda target, cache: Counted())
     worker = Worker()
     cores = sorted(os.sched_getaffinity(0))
     worker.start(here.to_json(), cores, str(tmp_path / "trace"), loads=3)
@@ -186,6 +186,9 @@ def test_visits_take_turns_with_the_loads_of_a_network(
     order.clear()
     worker.run([("n", 0, 2, 1, False)] * 4)
     assert order == [0, 0, 1, 1, 2, 2, 0, 0]
+    order.clear()
+    worker.run([("n", 0, 1, 1, True), ("n", 0, 1, 1, False)] * 2)
+    assert order == [0, 1, 1, 2]  # cold visits take turns of their own
 
 
 def test_the_child_gets_the_target_s_threads(tmp_path: Path, here: Target) -> None:

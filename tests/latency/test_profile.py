@@ -137,6 +137,18 @@ def test_a_price_known_only_roughly_is_grade_c_though_its_chains_are_grade_a() -
     assert made.grade == "C"
 
 
+def test_more_samples_at_the_same_places_do_not_make_a_price_better_known() -> None:
+    def loaded(values: Sequence[float]) -> Series:  # each place has its own time, for its visits
+        return replace(series(np.repeat(values, 4).tolist() * 20), held=len(values))
+
+    alike = slope_of(loaded([3.0] * 3), loaded([5.0] * 3))
+    assert alike.grade == "A"
+    apart = slope_of(loaded([2.94, 3.0, 3.06]), loaded([5.0, 5.06, 4.88]))
+    assert apart.ms == pytest.approx(alike.ms, rel=0.05) and apart.grade == "B"
+    far = slope_of(loaded([2.9, 3.0, 3.1]), loaded([5.0, 5.15, 4.8]))
+    assert far.grade == "C"
+
+
 # ---------------------------------------------------------------- the record
 def test_a_second_profile_measures_nothing_twice(
     make_bench: Any, export: Any, on: Any, target: Target, tmp_path: Path, config: ProfileConfig
