@@ -309,7 +309,7 @@ def test_what_runs_on_a_gpu_is_not_held_to_the_processor_s_time(
             time.sleep(0.001)
 
     worker = Worker()
-    monkeypatch.setattr("nas.latency.worker.create", lambda target: Far())
+    monkeypatch.setattr("nas.latency.worker.create", lambda target, cache: Far())
     cores = sorted(os.sched_getaffinity(0))
     worker.start(gpu.to_json(), cores, str(tmp_path / "trace"), loads=1)
     worker.load("n", "n.json")
