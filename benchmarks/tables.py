@@ -18,7 +18,7 @@ from nas.network import stock
 from nas.space import SearchSpace
 from nas.target import Target
 
-CONFIG = ProfileConfig(samples=30, spread_s=5.0, calibrate_on=96, loads=2, processes=3)
+CONFIG = ProfileConfig(samples=48, spread_s=5.0, calibrate_on=96, loads=1, processes=6)
 PUBLISHED_SIDE, TELL_S = 224, 15.0
 
 
@@ -27,24 +27,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pairs", nargs="+")
     parser.add_argument("--folder", default=Path("latency_tables"), type=Path)
+    parser.add_argument("--processes", type=int, default=CONFIG.processes)
     options = parser.parse_args()
     for name, words in zip(options.pairs[::2], options.pairs[1::2], strict=True):
         target = Target.parse(words)
         path = options.folder / target.device.slug / f"{target.id}.json"
         begun_s = time.monotonic()
-        table = make(SearchSpace.load(name), target, path)
+        config = replace(CONFIG, processes=options.processes)
+        table = make(SearchSpace.load(name), target, path, config)
         fit = table.calibration(SearchSpace.load(name))
         grades = dict(sorted(Counter(entry.grade for entry in table.entries.values()).items()))
         print(f"{path}: {len(table.entries)} entries {grades}, {time.monotonic() - begun_s:.0f} s")
         print(f"  held out on {name}: {fit.held_out if fit is not None else 'no fit'}")
 
 
-def make(space: SearchSpace, target: Target, path: Path) -> LatencyTable:
+def make(space: SearchSpace, target: Target, path: Path, config: ProfileConfig) -> LatencyTable:
     """Measure what the table at `path` lacks for a space and, at its size, published networks."""
     if space.image_size == PUBLISHED_SIDE:
         blocks = [block for name in stock.PUBLISHED for block in stock.blocks_of(name)]
-        profile(blocks, target, path, replace(CONFIG, calibrate_on=0), Progress())
-    return profile(space, target, path, CONFIG, Progress())
+        profile(blocks, target, path, replace(config, calibrate_on=0), Progress())
+    return profile(space, target, path, config, Progress())
 
 
 class Progress:
