@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("pairs", nargs="*", default=DEFAULT)
     parser.add_argument("--seed", type=int, default=20_261)
     parser.add_argument("--samples", type=int, default=60, help="clean ones of each network")
+    parser.add_argument("--processes", type=int, default=6, help="that each network is timed in")
     parser.add_argument("--name", default="latency", help="of the file in benchmarks/results")
     parser.add_argument("--bursty", action="store_true", help="see bursty.py")
     parser.add_argument("--entries", type=int, default=60, help="to measure with --bursty")
@@ -66,8 +67,9 @@ def main() -> None:
     rows: dict[str, list[list[float]]] = {}
     for space, target in zip(options.pairs[::2], options.pairs[1::2], strict=True):
         config = ProfileConfig(
-            samples=options.samples, spread_s=3.0, loads=2, processes=3, seed=options.seed
-        )
+            samples=options.samples, spread_s=3.0, loads=1, processes=options.processes,
+            seed=options.seed,
+        )  # fmt: skip
         of_space, rows[f"{space} {target}"] = table_figures(space, Target.parse(target), config)
         figures += of_space
     record(options.name, figures, notes={"measured and table ms of each network": rows})

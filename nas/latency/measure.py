@@ -49,8 +49,8 @@ Progress = Callable[[int, int, str], None]
 class ProfileConfig:
     """How carefully to measure.
 
-    Each network is loaded `loads` times in each of `processes` processes (one for an agent),
-    because where it and they happen to lie in memory changes its latency by a few per cent.
+    Each network is loaded `loads` times in each of `processes` processes (an agent: as often in one
+    process), because where it and they happen to lie in memory changes its latency by some per cent.
     `samples` clean samples of at least `sample_ms` each are taken, the first and the last
     `spread_s` apart. Up to `batch` entries are timed together for at most `time_limit_s`, and as
     long again those that have next to nothing by then; a child silent for `timeout_s` is ended. A

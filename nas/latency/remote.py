@@ -93,7 +93,7 @@ class RemoteAgent:
 
     def bench(self, target: Target, config: ProfileConfig) -> AbstractContextManager[Bench]:
         """Return a Bench there; this is what `profile(benches=...)` takes."""
-        return RemoteBench(self, target, timeout_s=config.timeout_s, loads=config.loads)
+        return RemoteBench(self, target, timeout_s=config.timeout_s, loads=config.held)
 
     def ask(
         self, method: str, path: str, body: dict[str, Any] | bytes = b"", *, wait_s: float = 30.0
