@@ -18,7 +18,7 @@ from nas.network import stock
 from nas.space import SearchSpace
 from nas.target import Target
 
-CONFIG = ProfileConfig(samples=48, spread_s=5.0, calibrate_on=96, loads=1, processes=6)
+CONFIG = ProfileConfig(samples=48, spread_s=5.0, calibrate_on=192, processes=6)
 PUBLISHED_SIDE, TELL_S = 224, 15.0
 
 
@@ -28,12 +28,17 @@ def main() -> None:
     parser.add_argument("pairs", nargs="+")
     parser.add_argument("--folder", default=Path("latency_tables"), type=Path)
     parser.add_argument("--processes", type=int, default=CONFIG.processes)
+    parser.add_argument("--samples", type=int, default=CONFIG.samples)
+    parser.add_argument("--networks", type=int, default=CONFIG.calibrate_on, help="to fit on")
     options = parser.parse_args()
     for name, words in zip(options.pairs[::2], options.pairs[1::2], strict=True):
         target = Target.parse(words)
         path = options.folder / target.device.slug / f"{target.id}.json"
         begun_s = time.monotonic()
-        config = replace(CONFIG, processes=options.processes)
+        config = replace(
+            CONFIG, processes=options.processes, samples=options.samples,
+            calibrate_on=options.networks,
+        )  # fmt: skip
         table = make(SearchSpace.load(name), target, path, config)
         fit = table.calibration(SearchSpace.load(name))
         grades = dict(sorted(Counter(entry.grade for entry in table.entries.values()).items()))

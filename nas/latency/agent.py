@@ -122,7 +122,9 @@ class Agent:
             raise DeviceError(f"{wanted.runtime} is not timed in {wanted.precision} here.")
         with self._lock:
             self._make_way(client)
-            context = self._benches(wanted, ProfileConfig(timeout_s=limit_s, loads=loads))
+            context = self._benches(
+                wanted, ProfileConfig(timeout_s=limit_s, loads=loads, processes=1)
+            )
             bench = context.__enter__()
             self._session = _Session(
                 secrets.token_hex(16), client, context, bench, heard_s=self._clock()

@@ -83,8 +83,10 @@ class ChildBench:
         timeout_s: How long the child may say nothing beyond the time its work should take.
         loads: How often it loads each network; visits take turns with them, because where a
             network happens to lie in memory changes its latency by a few per cent.
-        cache: A folder where benches of the same files keep what takes long to make of them.
         command: What to start, for tests; the default is this package's worker.
+
+    Attributes:
+        cache: A folder where benches of the same files keep what takes long to make of them.
     """
 
     def __init__(
@@ -93,7 +95,6 @@ class ChildBench:
         *,
         timeout_s: float = 60.0,
         loads: int = 1,
-        cache: Path | None = None,
         command: Sequence[str] = (),
     ) -> None:
         if not target.is_here():
@@ -104,7 +105,8 @@ class ChildBench:
                 "(an agent on it) or with --plan (files to time)."
             )
         self._target = target
-        self._timeout_s, self._loads, self._cache = timeout_s, loads, cache
+        self._timeout_s, self._loads = timeout_s, loads
+        self.cache: Path | None = None
         self._command = list(command) or [sys.executable, "-P", "-c", WORKER]
         self._buffer = b""
         self._expected_ms: dict[str, float] = {}
@@ -128,7 +130,7 @@ class ChildBench:
             self._ask(
                 {"do": "start", "target": self._target.to_json(), "cores": cores}
                 | {"trace": str(self._trace), "loads": self._loads}
-                | {"cache": str(self._cache or "")},
+                | {"cache": str(self.cache or "")},
                 about=str(self._target),
             )
         except BaseException:

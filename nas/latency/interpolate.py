@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields, replace
 
 from nas.block import Block, parse
 from nas.latency.table import Entry, Fitted, LatencyTable
+from nas.latency.timing import grade_of_error
 
 MAX_ERROR = 0.05  # mean over a kind's measured entries, each left out
 MIN_LEFT_OUT = 4  # such entries a kind, or as many as there are
-MAX_ERROR_A, MAX_ERROR_B = 0.02, 0.05  # as a measured entry's standard error
 # Along which size the parts of a kind are filled in. Not those that are timed anyway because
 # others are timed behind them (pool, dw), nor stems, of which a space has few.
 AXES = {
@@ -167,7 +167,6 @@ def _between(table: LatencyTable, part: Block, below: Block, above: Block, error
     low, high = table.entries[str(below)], table.entries[str(above)]
     share = _share(part, below, above)
     fewest = min(low, high, key=lambda entry: entry.clean)
-    by_error = "A" if error < MAX_ERROR_A else "B" if error < MAX_ERROR_B else "C"
     has_cold = low.cold_ms is not None and high.cold_ms is not None
     return Entry(
         ms=_blend(low.ms, high.ms, share),
@@ -177,7 +176,7 @@ def _between(table: LatencyTable, part: Block, below: Block, above: Block, error
         p90=_blend(low.p90, high.p90, share),
         clean=fewest.clean,
         taken=fewest.taken,
-        grade=max(low.grade, high.grade, by_error),
+        grade=max(low.grade, high.grade, grade_of_error(error)),
         by=f"between {below} and {above}",
         interpolated=round(error, 5),
     )

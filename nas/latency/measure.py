@@ -42,15 +42,18 @@ MIN_ROUNDS = 3
 WARM_WINDOW_S, WARM_MIN_S, WARM_MAX_S, WARM_AGREE = 0.25, 0.5, 10.0, 0.02
 MAX_LOADED_BYTES = 1024 * 1024 * 1024  # of weights in files; a runtime holds about twice that
 
+MAX_MORE = 4  # times as many samples as asked for, where they do not say enough
+
 Progress = Callable[[int, int, str], None]
+Unsure = Callable[[Mapping[str, Series]], Collection[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileConfig:
     """How carefully to measure.
 
-    Each network is loaded `loads` times in each of `processes` processes (an agent: as often in one
-    process), because where it and they happen to lie in memory changes its latency by some per cent.
+    Each network is loaded `loads` times in each of `processes` processes (an agent has one, and
+    loads as often), because where they happen to lie in memory changes latencies by some per cent.
     `samples` clean samples of at least `sample_ms` each are taken, the first and the last
     `spread_s` apart. Up to `batch` entries are timed together for at most `time_limit_s`, and as
     long again those that have next to nothing by then; a child silent for `timeout_s` is ended. A
@@ -66,8 +69,8 @@ class ProfileConfig:
     sample_ms: float = 1.0
     time_limit_s: float = 300.0
     batch: int = 96
-    loads: int = 3
-    processes: int = 1
+    loads: int = 1
+    processes: int = 3
     copies: int = 3
     calibrate_on: int = 0
     every: int = 1
@@ -117,15 +120,31 @@ class Guard:
     by_reference: float = math.inf
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a session is held to: the reference's ms at its best, if known, and the guard, if any.
+
+    A session slower than MAX_SLOWER times that is waited for, then accepted as grade C.
+    """
+
+    reference_ms: float | None = None
+    guard: Guard | None = None
+
+
+def sure(series: Mapping[str, Series]) -> Collection[str]:
+    """Want no more samples than asked for."""
+    return ()
+
+
 def measure(
     bench: Bench,
     paths: Mapping[str, Path],
     config: ProfileConfig,
     *,
     threads: int = 1,
-    reference_ms: float | None = None,
+    known: Known | None = None,
     cold: Collection[str] = (),
-    guard: Guard | None = None,
+    unsure: Unsure = sure,
     tick: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Series]:
     """Sample every network until each has enough clean samples, or the time limit is reached.
@@ -136,11 +155,12 @@ def measure(
         config: How many samples, how far apart, for how long.
         threads: The target's; with more than one, a sample is compared with the best wall time
             by processor time seen for its network, not with 1.
-        reference_ms: What the reference takes on this machine at its best, if it is known. A
-            session slower than MAX_SLOWER times that is waited for, then accepted as grade C.
+        known: The machine at its best, and one of the networks that is run before and behind each
+            round to guard the shared cache.
         cold: Names of networks to sample a second time, under `cold_name(name)`, with the caches
             emptied before each run.
-        guard: One of the networks, to be run before and behind each round.
+        unsure: Names the networks whose samples do not say enough yet, once all have as many as
+            asked for; they get up to MAX_MORE times as many.
         tick: Told after each round which share of the wanted samples is there.
     """
     bench.unload()
@@ -150,12 +170,9 @@ def measure(
     first_ms = np.array([loaded_ms[task.name] for task in tasks])
     run_ms = _warm_up(bench, tasks, first_ms, config)
     generator = np.random.default_rng(config.seed)
-    judge = _Judge(
-        threads=threads,
-        known_ms=math.inf if reference_ms is None else reference_ms,
-        guard_known=math.inf if guard is None else guard.by_reference,
-    )
-    guards = [] if guard is None else [list(paths).index(guard.name)]
+    known = known or Known()
+    judge = _Judge.by(known, threads)
+    guards = [] if known.guard is None else [list(paths).index(known.guard.name)]
     began_s = bench.seconds()
     record = np.empty((0, 6))
     unfinished = np.setdiff1d(np.arange(count), guards)
@@ -172,6 +189,10 @@ def measure(
             unfinished = np.flatnonzero(_counts(record[by_session], count) < MIN_CLEAN)
         unfinished = np.setdiff1d(unfinished, guards)
         counts = _counts(record[is_clean], count)
+        if not len(unfinished) and bench.seconds() - began_s < config.time_limit_s:
+            names = unsure(_series([task.label for task in tasks], record, judge, config))
+            wants = np.array([task.label in names for task in tasks])
+            unfinished = np.flatnonzero(wants & (counts < MAX_MORE * config.samples))
         tick(float(np.minimum(counts / config.samples, 1.0).mean()))
     return _series([task.label for task in tasks], record, judge, config)
 
@@ -238,7 +259,7 @@ def measure_networks(
             {name: networks[name] for name in group},
             config,
             threads=target.threads,
-            reference_ms=reference_ms,
+            known=Known(reference_ms=reference_ms),
             tick=partial(_tell, progress, len(found), len(group), len(networks)),
         )
     for name, series in found.items():
@@ -336,6 +357,12 @@ class _Judge:
     threads: int
     known_ms: float
     guard_known: float
+
+    @classmethod
+    def by(cls, known: Known, threads: int) -> "_Judge":
+        guard_known = math.inf if known.guard is None else known.guard.by_reference
+        known_ms = math.inf if known.reference_ms is None else known.reference_ms
+        return cls(threads=threads, known_ms=known_ms, guard_known=guard_known)
 
     def is_clean(self, record: Times, *, by_session: bool = False) -> npt.NDArray[np.bool_]:
         """Return which rows had a processor all the time, at a moment when reference and guard were

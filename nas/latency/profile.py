@@ -4,10 +4,12 @@ import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from nas.block import Block, parse
 from nas.errors import UnreliableTiming
@@ -37,12 +39,16 @@ from nas.latency.plan import (
 from nas.latency.recipes import Recipe, chain_name, recipe
 from nas.latency.sessions import Benches, Sessions, Teller, has_caches
 from nas.latency.table import Entry, LatencyTable
-from nas.latency.timing import SAMPLES_A_VISIT, Series, grade
+from nas.latency.timing import (
+    MAX_ERROR_A,
+    SAMPLES_A_VISIT,
+    STANDARD_ERROR,
+    Series,
+    grade,
+    grade_of_error,
+)
 from nas.space import SearchSpace
 from nas.target import ONNX, Target
-
-STANDARD_ERROR = 1.2533 / 1.349  # of a median: times interquartile range by root of samples
-MAX_ERROR_A, MAX_ERROR_B = 0.02, 0.05  # standard error by price
 
 
 def silent(done: int, total: int, text: str) -> None:
@@ -208,7 +214,9 @@ def _add(
     """Return the table with what could be measured, and an error for what could not."""
     is_cold_timed = has_caches(table.target)
     cold = {chain_name(chain) for item in batch for chain, _ in item.terms if is_cold_timed}
-    table, series = sessions.time(table, chains_of(batch), "parts", cold=sorted(cold))
+    table, series = sessions.time(
+        table, chains_of(batch), "parts", cold=sorted(cold), unsure=partial(_unsure, batch)
+    )
     entries = dict(table.entries)
     unclear: UnreliableTiming | None = None
     for item in batch:
@@ -234,12 +242,9 @@ def entry(made: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entry:
     cold = {cold_name(name): weight for name, weight in used.items() if cold_name(name) in series}
     for name in (*used, *cold, chain_name(made.alone)):
         series[name].require(f"{made.entry} ({name})", strict=False)
-    count = min(len(series[name].clean_ms) for name in used)
-    samples = sum((w * series[name].clean_ms[:count] for name, w in used.items()), np.zeros(count))
-    ms = sum(weight * series[name].median_ms for name, weight in used.items())
+    ms, error_ms, samples = _price(used, series)
     cold_ms = sum(weight * series[name].median_ms for name, weight in cold.items())
-    p10, low, high, p90 = (float(value) for value in np.quantile(samples, [0.1, 0.25, 0.75, 0.9]))
-    error_ms = max(STANDARD_ERROR * (high - low) / count**0.5, _error_of_places(used, series))
+    p10, p90 = (float(value) for value in np.quantile(samples, [0.1, 0.9]))
     letter = _grade([series[name] for name in used], error_ms / ms if ms > 0 else np.inf)
     by = made.by
     if ms <= error_ms or ms <= 0:
@@ -262,6 +267,29 @@ def entry(made: Recipe, series: Mapping[str, Series], *, strict: bool) -> Entry:
     )
 
 
+def _price(
+    used: Mapping[str, float], series: Mapping[str, Series]
+) -> tuple[float, float, npt.NDArray[np.float64]]:
+    """Return the price of chains by weight, its standard error, and its samples, all in ms."""
+    count = min(len(series[name].clean_ms) for name in used)
+    samples = sum((w * series[name].clean_ms[:count] for name, w in used.items()), np.zeros(count))
+    ms = sum(weight * series[name].median_ms for name, weight in used.items())
+    low, high = (float(value) for value in np.quantile(samples, [0.25, 0.75]))
+    of_samples = STANDARD_ERROR * (high - low) / math.sqrt(count)
+    return ms, max(of_samples, _error_of_places(used, series)), samples
+
+
+def _unsure(batch: Sequence[Recipe], series: Mapping[str, Series]) -> set[str]:
+    """Return the names of the chains whose entries would not be of grade A for their error."""
+    names: set[str] = set()
+    for item in batch:
+        used = {chain_name(chain): weight for chain, weight in item.terms}
+        if all(series[name].is_clean.any() for name in used):
+            ms, error_ms, _ = _price(used, series)
+            names |= set(used) if error_ms > MAX_ERROR_A * max(ms, 0.0) else set()
+    return names
+
+
 def _error_of_places(used: Mapping[str, float], series: Mapping[str, Series]) -> float:
     """Return the standard error that the places of chains in memory leave, in ms.
 
@@ -278,5 +306,5 @@ def _error_of_places(used: Mapping[str, float], series: Mapping[str, Series]) ->
 def _grade(used: Sequence[Series], error: float) -> str:
     """Return the worst grade of the chains, and none better than the price's error allows."""
     letters = [grade(item.clean_ms, item) for item in used]
-    letters.append("A" if error < MAX_ERROR_A else "B" if error < MAX_ERROR_B else "C")
+    letters.append(grade_of_error(error))
     return max(letters)

@@ -18,10 +18,9 @@ from nas.latency.calibration import MAX_MS, calibration_name
 from nas.latency.check import MIN_NETWORKS, Check, compare
 from nas.latency.plan import standing
 from nas.latency.plan_folder import PlanManifest
-from nas.latency.profile import MAX_ERROR_A, MAX_ERROR_B, STANDARD_ERROR
 from nas.latency.recipes import Recipe, chain_name
 from nas.latency.table import Entry, LatencyTable
-from nas.latency.timing import GRADE_A, GRADE_B, MIN_CLEAN, Timing
+from nas.latency.timing import GRADE_A, GRADE_B, MIN_CLEAN, STANDARD_ERROR, Timing, grade_of_error
 from nas.target import Target
 
 COLUMNS = ("file", "median_ms", "p10_ms", "p90_ms", "runs")
@@ -252,8 +251,7 @@ def entry_of(recipe: Recipe, seen: Mapping[str, Seen], *, is_steady: bool = True
     error_ms = math.sqrt(sum((weight * item.error_ms) ** 2 for weight, item in used))
     sigma_ms = math.sqrt(sum((weight * item.sigma_ms) ** 2 for weight, item in used))
     share = error_ms / ms if ms > 0 else math.inf
-    by_error = "A" if share < MAX_ERROR_A else "B" if share < MAX_ERROR_B else "C"
-    letter = max([by_error, *(item.grade for _, item in used)])
+    letter = max([grade_of_error(share), *(item.grade for _, item in used)])
     rows = [item.rows for _, item in used]
     is_known = math.isfinite(error_ms)
     by = f"{recipe.by}; {min(rows)} to {max(rows)} rows" + ("" if is_known else ", spread unknown")

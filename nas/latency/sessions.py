@@ -24,10 +24,13 @@ from nas.latency.compose import Workshop
 from nas.latency.measure import (
     MAX_REFERENCE,
     Guard,
+    Known,
     ProfileConfig,
     Progress,
+    Unsure,
     by_bytes,
     measure,
+    sure,
 )
 from nas.latency.plan import session_seconds
 from nas.latency.recipes import Chain, lead_in, parts_of
@@ -109,9 +112,11 @@ class Sessions:
         *,
         cold: Collection[str] = (),
         is_guarded: bool = False,
+        unsure: Unsure = sure,
     ) -> tuple[LatencyTable, dict[str, Series]]:
         """Return the samples of chains, as if taken when the table was begun; of some cold too.
 
+        `unsure` names those that want more samples than `measure` takes of each (see there).
         With `is_guarded` they are timed while nobody else fills the shared cache, or are grade C.
         The table comes back knowing this session: `reference_ms`, the lowest seen,
         `guard_by_reference`, the same of the guard, and `drift`, what this session's times were
@@ -132,9 +137,9 @@ class Sessions:
                     paths,
                     self._config,
                     threads=self._target.threads,
-                    reference_ms=table.reference_ms,
+                    known=Known(reference_ms=table.reference_ms, guard=guard),
                     cold=cold,
-                    guard=guard,
+                    unsure=unsure,
                     tick=lambda share: self._teller.tell(
                         LOADED + (1 - LOADED) * share, f"timing {what}"
                     ),

@@ -25,20 +25,24 @@ class SeveralBench:
     """
 
     def __init__(self, target: Target, *, processes: int, timeout_s: float, loads: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="nas-made-")
-        cache = Path(self._folder.name)
         self._children = [
-            ChildBench(target, timeout_s=timeout_s, loads=loads, cache=cache)
-            for _ in range(processes)
+            ChildBench(target, timeout_s=timeout_s, loads=loads) for _ in range(processes)
         ]
         self._turns = itertools.cycle(self._children)
         self._started = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as started:
-            started.callback(self._folder.cleanup)
+            made = started.enter_context(tempfile.TemporaryDirectory(prefix="nas-made-"))
             for child in self._children:
-                started.enter_context(child)
+                child.cache = Path(made)
+            with ThreadPoolExecutor(len(self._children)) as pool:  # imports take seconds
+                entered = [pool.submit(child.__enter__) for child in self._children]
+            for future in entered:
+                if future.exception() is None:
+                    started.push(future.result())
+            for future in entered:
+                future.result()  # or raise what kept one from starting; the others end
             self._started = started.pop_all()
         return self
 

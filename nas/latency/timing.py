@@ -13,6 +13,8 @@ SAMPLES_A_VISIT = 4
 MIN_CLEAN = 3  # fewer are no measurement at all
 CONFIDENCE = 0.95
 GRADE_A, GRADE_B = 0.05, 0.10  # largest interquartile range by median
+STANDARD_ERROR = 1.2533 / 1.349  # of a median: times interquartile range by root of samples
+MAX_ERROR_A, MAX_ERROR_B = 0.015, 0.03  # largest standard error of a price, by the price
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,11 @@ def grade(values_ms: Times, *series: Series) -> str:
     if not enough or spread >= GRADE_B:
         return "C"
     return "A" if spread < GRADE_A and all(item.is_clean.mean() >= 0.5 for item in series) else "B"
+
+
+def grade_of_error(share: float) -> str:
+    """Return the grade of a price whose standard error is such a share of it."""
+    return "A" if share < MAX_ERROR_A else "B" if share < MAX_ERROR_B else "C"
 
 
 def summarise(series: Series, *, seed: int = 0) -> Timing:

@@ -1,4 +1,5 @@
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from onnx import TensorProto, helper
 from nas.block import parse
 from nas.errors import ConfigError, UnreliableTiming
 from nas.latency.measure import (
+    MAX_MORE,
     Guard,
+    Known,
     ProfileConfig,
     by_bytes,
     cold_name,
@@ -104,6 +107,24 @@ def test_the_same_seed_gives_the_same_order_and_numbers(
     assert all((one[name].all_ms == two[name].all_ms).all() for name in paths)
 
 
+def test_networks_that_are_not_sure_enough_get_more_samples_and_the_others_none(
+    make_bench: Any, paths: dict[str, Path]
+) -> None:
+    config = ProfileConfig(samples=12, spread_s=0.0, time_limit_s=60.0)
+    first, second, *others = paths
+    asked: list[int] = []
+
+    def unsure(series: Mapping[str, Series]) -> list[str]:
+        asked.append(min(int(item.is_clean.sum()) for item in series.values()))
+        return [first, *([second] if series[second].is_clean.sum() < 30 else [])]
+
+    found = measure(make_bench(), paths, config, unsure=unsure)
+    clean = {name: int(series.is_clean.sum()) for name, series in found.items()}
+    assert min(asked) >= 12  # not before all have what was asked for
+    assert clean[first] >= MAX_MORE * 12 > 36 > clean[second] >= 30
+    assert all(12 <= clean[name] < 20 for name in others)
+
+
 def test_threads_that_share_the_work_do_not_look_like_disturbances(
     make_bench: Any, paths: dict[str, Path], config: ProfileConfig
 ) -> None:
@@ -130,7 +151,7 @@ def test_a_machine_known_to_be_faster_is_waited_for(
     bench = make_bench(slow=0.99)
     by_session = measure(make_bench(slow=0.99, seed=1), paths, config)
     assert worst_error(bench_of(make_bench, paths), by_session) > 0.3
-    known = measure(bench, paths, config, reference_ms=0.2)
+    known = measure(bench, paths, config, known=Known(reference_ms=0.2))
     assert worst_error(bench, known) < 0.03
     assert not any(series.is_slow for series in known.values())
 
@@ -152,7 +173,7 @@ def test_large_networks_are_timed_while_nobody_else_fills_the_shared_cache(
     alone = measure(fooled, guarded, config)
     assert np.median(alone[LARGE].clean_ms) / fooled.true_ms[LARGE] > 1.5
     bench = make_bench(shared=0.7)
-    found = measure(bench, guarded, config, guard=Guard(name="mlp_r2_c512_h2048"))
+    found = measure(bench, guarded, config, known=Known(guard=Guard(name="mlp_r2_c512_h2048")))
     assert worst_error(bench, found) < 0.02
     assert all(series.is_clean.sum() >= config.samples for series in found.values())
     assert found[LARGE].guard_ms == pytest.approx(bench.true_ms["mlp_r2_c512_h2048"], rel=0.02)
@@ -166,7 +187,7 @@ def test_a_shared_cache_that_others_fill_all_the_time_is_said_and_gives_grade_c(
     known = 0.001 + bench_of(make_bench, guarded).true_ms["mlp_r2_c512_h2048"] / 0.2
     guard = Guard(name="mlp_r2_c512_h2048", by_reference=known)
     began = bench.seconds()
-    found = measure(bench, guarded, config, guard=guard)
+    found = measure(bench, guarded, config, known=Known(guard=guard))
     assert bench.seconds() - began < 20
     assert (
         "the cache that cores share is in use by others: a layer of many weights takes 8"
@@ -252,8 +273,8 @@ def test_a_core_shared_all_the_time_is_known_by_the_reference_of_before(
     make_bench: Any, one: dict[str, Path]
 ) -> None:
     config = ProfileConfig(samples=12, spread_s=0.5, time_limit_s=3.0)
-    (slower,) = measure(make_bench(), one, config, reference_ms=0.2 / 1.25).values()
-    (shared,) = measure(make_bench(), one, config, reference_ms=0.2 / 1.4).values()
+    (slower,) = measure(make_bench(), one, config, known=Known(reference_ms=0.2 / 1.25)).values()
+    (shared,) = measure(make_bench(), one, config, known=Known(reference_ms=0.2 / 1.4)).values()
     assert (slower.is_slow, shared.is_slow) == (False, True)
 
 

@@ -46,7 +46,7 @@ def test_every_process_loads_and_they_take_turns(
         assert busy == [0, 1, 0, 1]
         pids = [child._child.pid for child in children]
     assert not any(map(psutil.pid_exists, pids))
-    assert not Path(bench._folder.name).exists()
+    assert not _made(bench).exists()
 
 
 def test_one_that_fails_ends_the_loading_of_all(
@@ -75,7 +75,7 @@ def test_processes_are_a_setting_of_measuring(
     config = ProfileConfig(samples=8, spread_s=0.0, processes=3, loads=2, time_limit_s=20.0)
     found = measure_networks({"conv": write_conv(tmp_path / "conv.onnx", side=32)}, HERE, config)
     assert len(started) == 3 and found["conv"].clean >= 3 and config.held == 6
-    with child_bench(HERE, ProfileConfig()) as alone:
+    with child_bench(HERE, ProfileConfig(processes=1)) as alone:
         assert isinstance(alone, benches.ChildBench)
 
 
@@ -93,13 +93,19 @@ def test_a_file_is_quantized_once_for_all_processes(
     with several(Target.parse(f"{runtime},int8")) as bench:
         bench.load_all(paths)
         bench.run([Visit(name=name, prime=1, loops=1, samples=1) for name in paths])
-        made = {path: path.stat().st_mtime_ns for path in _models(Path(bench._folder.name))}
+        made = {path: path.stat().st_mtime_ns for path in _models(_made(bench))}
         assert len(made) == len(paths)
         if runtime == "onnxruntime":
             assert all(map(is_quantized, made))
         bench.unload()
         bench.load_all(paths)
         assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def _made(bench: SeveralBench) -> Path:
+    (folder,) = {child.cache for child in bench._children}
+    assert folder is not None
+    return folder
 
 
 def _models(folder: Path) -> list[Path]:

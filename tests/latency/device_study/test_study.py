@@ -266,7 +266,7 @@ def test_a_real_question_is_exported_timed_and_answered(tmp_path: Path) -> None:
     from nas.latency.measure import ProfileConfig
 
     here = Target.parse("onnxruntime")
-    config = ProfileConfig(samples=3, spread_s=0.2, time_limit_s=3.0)
+    config = ProfileConfig(samples=3, spread_s=0.2, time_limit_s=3.0, processes=1)
     (asked,) = [item for item in questions() if item.key == "token_mixers"]
     study = begin(tmp_path, here, config)
     found = run(study, tmp_path, [asked], config=config).observations["token_mixers"]
