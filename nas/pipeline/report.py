@@ -80,10 +80,9 @@ def _losses(run: Run) -> tuple[LossPoint, ...]:
 
 
 def _commands(run: Run, kept: list[Winner]) -> tuple[Command, ...]:
-    folder = shlex.quote(str(run.folder))
     config = shlex.quote(str(config_path(run.folder, run.config.study)))
     commands = [Command(text=f"nas run {config} --run runs/again", purpose="do it all again")]
     for winner in kept[:1]:
-        text = f"nas verify {folder}/winners/{winner.id}"
+        text = f"nas verify {shlex.quote(str(run.winner_folder(winner.id)))}"
         commands.append(Command(text=text, purpose="check the winner on this machine"))
     return tuple(commands)

@@ -113,6 +113,10 @@ class Run:
         """The name of the run's study: the one asked for, or the folder's."""
         return self.config.study or self.folder.resolve().name
 
+    def winner_folder(self, architecture_id: str) -> Path:
+        """Return where a winner of the study stands; each study of a run makes its own promises."""
+        return self.folder / "winners" / self.config.study / architecture_id
+
     @property
     def profile_key(self) -> str:
         """The key of profiling the run's target: a run has one for each device and runtime."""

@@ -51,7 +51,7 @@ class Candidate:
     @property
     def folder(self) -> Path:
         """Where it is exported to."""
-        return self.run.folder / "winners" / self.id
+        return self.run.winner_folder(self.id)
 
     # ------------------------------------------------------------ distill
     def distill(self) -> dict[str, Any]:

@@ -61,6 +61,15 @@ def test_settings_of_a_finished_stage_cannot_change_but_later_ones_can(tmp_path:
         assert run.stage("train", never) == {"answer": 1}
 
 
+def test_studies_of_a_run_that_choose_one_architecture_make_promises_of_their_own(
+    tmp_path: Path,
+) -> None:
+    with Run.open(tmp_path / "a", RunConfig()) as run:
+        assert run.winner_folder("1f") == tmp_path / "a/winners/1f"
+    with Run.open(tmp_path / "a", RunConfig(study="both")) as run:
+        assert run.winner_folder("1f") == tmp_path / "a/winners/both/1f"
+
+
 def test_a_missing_stage_names_the_verb_that_does_it(tmp_path: Path) -> None:
     with (
         Run.open(tmp_path / "a", RunConfig()) as run,
