@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,6 +183,8 @@ def test_a_batch_of_several_parts_in_a_group_exchanges_once(small):
 # ---------------------------------------------------------------- with Ray
 TRAINING = """
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 import torch
 from nas.data import load
@@ -197,11 +201,22 @@ train(SuperNet(space), data, config, sys.argv[1], progress=lambda done, total, t
 """
 
 
-def start(folder: Path, *words: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", TRAINING, str(folder), *words],
-        env=CHILD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+@contextmanager
+def started(folder: Path, *words: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Give a training that writes to the files `out` and `err`: nobody reads a pipe meanwhile."""
+    place = folder.parent
+    with (
+        open(place / "out", "wb") as out,
+        open(place / "err", "wb") as err,
+        subprocess.Popen(
+            [sys.executable, "-c", TRAINING, str(folder), *words],
+            env=CHILD, stdout=out, stderr=err,
+        ) as child,
+    ):  # fmt: skip
+        try:
+            yield child
+        finally:
+            child.kill()  # its cluster ends with it
 
 
 def process_of(told: Path) -> int | None:
@@ -215,20 +230,19 @@ def process_of(told: Path) -> int | None:
 @pytest.mark.slow
 def test_a_killed_worker_does_not_end_the_run(tmp_path):
     folder, told = tmp_path / "supernet", tmp_path / "ray" / "progress.json"
-    child = start(folder, "24", "0.003", "1")
-    while child.poll() is None and not list(folder.glob("step-*.json")):
-        time.sleep(0.1)
-    assert (tmp_path / "ray").stat().st_mode & 0o777 == 0o700
-    first = process_of(told)
-    assert first is not None
-    os.kill(first, signal.SIGKILL)
-    later = set()
-    while child.poll() is None:
-        later.add(process_of(told))
-        time.sleep(0.1)
-    out, err = child.communicate(timeout=300)
-    assert child.returncode == 0, err
-    assert out == ""  # what Ray has to say is no result
+    with started(folder, "24", "0.003", "1") as child:
+        while child.poll() is None and not list(folder.glob("step-*.json")):
+            time.sleep(0.1)
+        assert (tmp_path / "ray").stat().st_mode & 0o777 == 0o700
+        first = process_of(told)
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        later = set()
+        while child.poll() is None:
+            later.add(process_of(told))
+            time.sleep(0.1)
+    assert child.returncode == 0, (tmp_path / "err").read_text()
+    assert (tmp_path / "out").read_text() == ""  # what Ray has to say is no result
     assert later - {first, None}  # another process is the first worker now
     trained = load(folder)
     assert trained.history[-1]["step"] == 24
@@ -237,7 +251,8 @@ def test_a_killed_worker_does_not_end_the_run(tmp_path):
 
 @pytest.mark.slow
 def test_what_ends_a_training_in_a_worker_is_said_as_by_one_process(tmp_path):
-    child = start(tmp_path / "supernet", "24", "1000", "0")
-    _, err = child.communicate(timeout=300)
+    with started(tmp_path / "supernet", "24", "1000", "0") as child:
+        child.wait(timeout=300)
+    err = (tmp_path / "err").read_text()
     assert child.returncode == 1
     assert "TrainingDiverged: the loss of the" in err and "Train in a new folder" in err
