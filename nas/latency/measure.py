@@ -23,17 +23,13 @@ import numpy.typing as npt
 from nas.errors import ConfigError
 from nas.latency.bench import Bench, Times, Visit
 from nas.latency.compose import weight_bytes
+from nas.latency.judge import Judge, Known, floor, guard_floor
 from nas.latency.several import bench_here, load_all
 from nas.latency.timing import MIN_CLEAN, SAMPLES_A_VISIT, Series, Timing, summarise
 from nas.target import Target
 
 logger = logging.getLogger(__name__)
 
-MAX_WALL_PER_CPU = 1.05
-MAX_REFERENCE = 1.10  # of its floor: the lowest 2nd percentile known on this machine
-REFERENCE_FLOOR = 0.02
-MAX_GUARD = 1.15  # of its floor, by the reference's
-MAX_SLOWER = 1.3  # of the reference known: slower than that, the core is shared
 # Untimed runs at the start of a visit. The second run of a network is not yet the hundredth: after
 # others had the caches, one of 5 MB took 12 to 20 runs until its times no longer fell (LOG.md).
 PRIME_MS, MIN_PRIME = 4.0, 20
@@ -111,26 +107,6 @@ class ProfileConfig:
 QUICK = ProfileConfig(samples=24, spread_s=2.0, time_limit_s=60.0, calibrate_on=24)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guard:
-    """A loaded network that shows whether the shared cache is free: its name, and what it takes at
-    its best by what the reference takes then (infinite: not known yet)."""
-
-    name: str
-    by_reference: float = math.inf
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What a session is held to: the reference's ms at its best, if known, and the guard, if any.
-
-    A session slower than MAX_SLOWER times that is waited for, then accepted as grade C.
-    """
-
-    reference_ms: float | None = None
-    guard: Guard | None = None
-
-
 def sure(series: Mapping[str, Series]) -> Collection[str]:
     """Want no more samples than asked for."""
     return ()
@@ -171,7 +147,7 @@ def measure(
     run_ms = _warm_up(bench, tasks, first_ms, config)
     generator = np.random.default_rng(config.seed)
     known = known or Known()
-    judge = _Judge.by(known, threads)
+    judge = Judge.by(known, threads)
     guards = [] if known.guard is None else [list(paths).index(known.guard.name)]
     began_s = bench.seconds()
     record = np.empty((0, 6))
@@ -198,7 +174,7 @@ def measure(
 
 
 def _series(
-    names: Sequence[str], record: Times, judge: "_Judge", config: ProfileConfig
+    names: Sequence[str], record: Times, judge: "Judge", config: ProfileConfig
 ) -> dict[str, Series]:
     """Return what the rows say; a network short of clean samples is judged by this session."""
     strict, lenient = judge.is_clean(record), judge.is_clean(record, by_session=True)
@@ -213,8 +189,8 @@ def _series(
             all_ms=record[rows, 2],
             is_clean=(lenient if index in short else strict)[rows],
             wanted=config.samples,
-            reference_ms=_floor(record),
-            guard_ms=_guard_floor(record),
+            reference_ms=floor(record),
+            guard_ms=guard_floor(record),
             is_slow=index in short,
             held=config.held,
         )
@@ -338,76 +314,6 @@ def _rows(
 
 def _counts(rows: Times, count: int) -> npt.NDArray[np.int64]:
     return np.bincount(rows[:, 0].astype(np.int64), minlength=count)
-
-
-def _floor(record: Times) -> float:
-    """Return what the reference takes in this session when nothing interferes, in ms."""
-    return float(np.quantile(record[:, 4], REFERENCE_FLOOR))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Judge:
-    """Says which samples are clean: of a target's threads, by what is known of this machine.
-
-    Clocks that rise and fall slow all networks alike, which anchors put right. A neighbour on the
-    same core does not, and keeps the reference above MAX_SLOWER of what is known; one in the shared
-    cache keeps the guard above MAX_GUARD of it, by the reference.
-    """
-
-    threads: int
-    known_ms: float
-    guard_known: float
-
-    @classmethod
-    def by(cls, known: Known, threads: int) -> "_Judge":
-        guard_known = math.inf if known.guard is None else known.guard.by_reference
-        known_ms = math.inf if known.reference_ms is None else known.reference_ms
-        return cls(threads=threads, known_ms=known_ms, guard_known=guard_known)
-
-    def is_clean(self, record: Times, *, by_session: bool = False) -> npt.NDArray[np.bool_]:
-        """Return which rows had a processor all the time, at a moment when reference and guard were
-        fast: as fast as is known, or as they were in this session."""
-        ratio = record[:, 2] / record[:, 3]
-        if self.threads > 1:
-            for index in np.unique(record[:, 0]):
-                rows = record[:, 0] == index
-                ratio[rows] /= np.quantile(ratio[rows], 0.1)
-        floor_ms = _floor(record) if by_session else self._level(record)
-        guard_ms = _guard_floor(record) if by_session else self._guard_level(record)
-        clean: npt.NDArray[np.bool_] = (
-            (ratio <= MAX_WALL_PER_CPU)
-            & (record[:, 4] <= MAX_REFERENCE * floor_ms)
-            & (record[:, 5] <= MAX_GUARD * guard_ms)
-        )
-        return clean
-
-    def slower(self, record: Times) -> str | None:
-        """Return in which way the machine was slower all the time than it is known to be."""
-        floor_ms, guard_ms = _floor(record), _guard_floor(record)
-        if floor_ms > self._level(record):
-            by = 100 * (floor_ms / self.known_ms - 1)
-            return f"this machine is {by:.0f} % slower than it was when its latency table was begun"
-        if guard_ms > MAX_GUARD * self._guard_level(record):
-            by = 100 * (guard_ms / self._guard_level(record) - 1)
-            return (
-                f"the cache that cores share is in use by others: a layer of many weights takes "
-                f"{by:.0f} % longer than when the latency table was begun"
-            )
-        return None
-
-    def _level(self, record: Times) -> float:
-        """Return what the reference must take: its floor here, or that known if this is too
-        slow."""
-        floor_ms = _floor(record)
-        return floor_ms if floor_ms <= MAX_SLOWER * self.known_ms else self.known_ms
-
-    def _guard_level(self, record: Times) -> float:
-        return min(_guard_floor(record), self.guard_known * _floor(record))
-
-
-def _guard_floor(record: Times) -> float:
-    """Return what the guard takes in this session at its best, in ms; 0 without one."""
-    return float(record[:, 5].min())
 
 
 def _unfinished(clean: Times, count: int, config: ProfileConfig) -> npt.NDArray[np.int64]:

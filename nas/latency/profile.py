@@ -18,9 +18,8 @@ from nas.latency.by_block import by_part_or_block
 from nas.latency.calibrate import draw
 from nas.latency.compose import Export, Workshop
 from nas.latency.interpolate import filled
+from nas.latency.judge import MAX_REFERENCE, MAX_WALL_PER_CPU
 from nas.latency.measure import (
-    MAX_REFERENCE,
-    MAX_WALL_PER_CPU,
     MIN_PRIME,
     PRIME_MS,
     ProfileConfig,

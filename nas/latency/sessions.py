@@ -21,10 +21,8 @@ import numpy as np
 from nas.block import Block, Mlp, parse
 from nas.latency.bench import Bench
 from nas.latency.compose import Workshop
+from nas.latency.judge import MAX_REFERENCE, Guard, Known
 from nas.latency.measure import (
-    MAX_REFERENCE,
-    Guard,
-    Known,
     ProfileConfig,
     Progress,
     Unsure,

@@ -11,10 +11,9 @@ from onnx import TensorProto, helper
 
 from nas.block import parse
 from nas.errors import ConfigError, UnreliableTiming
+from nas.latency.judge import Guard, Known
 from nas.latency.measure import (
     MAX_MORE,
-    Guard,
-    Known,
     ProfileConfig,
     by_bytes,
     cold_name,
