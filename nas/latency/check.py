@@ -46,8 +46,8 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """A network that nobody drew: its blocks, and its calibration where not that of the space."""
+class Extra:
+    """A network beside those drawn: its blocks, and its calibration where not that of the space."""
 
     blocks: Sequence[Block]
     fit: Calibration | None = None
@@ -86,7 +86,7 @@ def check(
     space: SearchSpace,
     *,
     networks: int = 10,
-    also: Mapping[str, Known] | None = None,
+    also: Mapping[str, Extra] | None = None,
     config: ProfileConfig | None = None,
     progress: Progress = lambda done, total, text: None,
     benches: Benches = child_bench,

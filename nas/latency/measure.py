@@ -174,7 +174,7 @@ def measure(
 
 
 def _series(
-    names: Sequence[str], record: Times, judge: "Judge", config: ProfileConfig
+    names: Sequence[str], record: Times, judge: Judge, config: ProfileConfig
 ) -> dict[str, Series]:
     """Return what the rows say; a network short of clean samples is judged by this session."""
     strict, lenient = judge.is_clean(record), judge.is_clean(record, by_session=True)

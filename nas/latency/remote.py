@@ -25,6 +25,7 @@ from nas.latency.bench import MAX_RUN_MS, Bench, Times, Visit
 from nas.latency.measure import ProfileConfig
 from nas.latency.protocol import (
     MAX_ANSWER_BYTES,
+    MAX_LOADS,
     MAX_VISITS,
     PROTOCOL,
     PROTOCOL_HEADER,
@@ -93,7 +94,8 @@ class RemoteAgent:
 
     def bench(self, target: Target, config: ProfileConfig) -> AbstractContextManager[Bench]:
         """Return a Bench there; this is what `profile(benches=...)` takes."""
-        return RemoteBench(self, target, timeout_s=config.timeout_s, loads=config.held)
+        loads = min(config.held, MAX_LOADS)  # in one process
+        return RemoteBench(self, target, timeout_s=config.timeout_s, loads=loads)
 
     def ask(
         self, method: str, path: str, body: dict[str, Any] | bytes = b"", *, wait_s: float = 30.0

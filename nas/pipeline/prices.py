@@ -19,7 +19,7 @@ from nas.latency import (
     time_networks,
 )
 from nas.latency.calibration import Calibration
-from nas.latency.check import METHODS, Check, Known
+from nas.latency.check import METHODS, Check, Extra
 from nas.latency.interpolate import interpolated_in
 from nas.manifest import Winner
 from nas.network import stock, timm_models
@@ -269,11 +269,11 @@ def as_profiled(space: SearchSpace, table: LatencyTable) -> SearchSpace:
     return next(complete, space)
 
 
-def published_in(table: LatencyTable) -> dict[str, Known]:
+def published_in(table: LatencyTable) -> dict[str, Extra]:
     """Return the published networks that a table can price, each calibrated as its own space is."""
     every = {name: stock.blocks_of(name) for name in stock.PUBLISHED}
     return {
-        name: Known(blocks=blocks, fit=table.calibration(stock.space_of(name), blocks))
+        name: Extra(blocks=blocks, fit=table.calibration(stock.space_of(name), blocks))
         for name, blocks in every.items()
         if not table.missing(blocks)
     }
