@@ -104,6 +104,19 @@ def _quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float:
     return 1e6
 
 
+def memory_bytes(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how much memory this process may use: the machine's, or its cgroup's where less."""
+    import psutil
+
+    limits = [psutil.virtual_memory().total]
+    for limit in (root / "memory.max", root / "memory" / "memory.limit_in_bytes"):
+        try:
+            limits.append(int(limit.read_text()))
+        except (OSError, ValueError):
+            continue  # not that kind of cgroup, or "max"
+    return min(limits)
+
+
 def machine() -> dict[str, Any]:
     """Return processor, cores, memory and system as plain values."""
     import psutil

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nas.environment import program
+from nas.environment import memory_bytes, program
 
 
 @pytest.fixture
@@ -41,3 +41,23 @@ def test_another_program_of_that_name_on_path_is_not_meant(
 
 def test_a_program_that_is_not_there_keeps_its_name(installed: Path) -> None:
     assert program("nothing-of-that-name") == "nothing-of-that-name"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "limit"),
+    [
+        ("memory.max", "1048576\n", 1024**2),
+        ("memory.max", "max\n", None),
+        ("memory/memory.limit_in_bytes", "1048576\n", 1024**2),
+        ("memory/memory.limit_in_bytes", "9223372036854771712\n", None),
+        ("memory.max", "nonsense", None),
+    ],
+)
+def test_a_container_s_limit_is_the_memory_there_is(
+    tmp_path: Path, file: str, text: str, limit: int | None
+) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    machine = memory_bytes(tmp_path / "none")
+    assert machine > 1024**2
+    assert memory_bytes(tmp_path) == (machine if limit is None else limit)

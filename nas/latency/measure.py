@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nas.environment import memory_bytes
 from nas.errors import ConfigError
 from nas.latency.bench import Bench, Times, Visit
 from nas.latency.compose import weight_bytes
@@ -36,7 +37,8 @@ PRIME_MS, MIN_PRIME = 4.0, 20
 COLD_LOOPS = 4  # at most, a cold sample: each run is timed by itself, behind an untimed emptying
 MIN_ROUNDS = 3
 WARM_WINDOW_S, WARM_MIN_S, WARM_MAX_S, WARM_AGREE = 0.25, 0.5, 10.0, 0.02
-MAX_LOADED_BYTES = 1024 * 1024 * 1024  # of weights in files; a runtime holds about twice that
+MIN_LOADED_BYTES = 1024 * 1024 * 1024  # of weights in files; a runtime holds about twice that
+LOADED_SHARE = 0.2  # of this machine's memory, where that is more
 
 MAX_MORE = 4  # times as many samples as asked for, where they do not say enough
 
@@ -229,7 +231,7 @@ def measure_networks(
             )
     found: dict[str, Series] = {}
     sizes = {name: config.held * weight_bytes(path) for name, path in networks.items()}
-    for group in by_bytes(sizes):
+    for group in by_bytes(sizes, loadable_bytes(target)):
         found |= measure(
             bench,
             {name: networks[name] for name in group},
@@ -255,17 +257,24 @@ def _tell(progress: Progress, before: int, count: int, total: int, share: float)
     progress(before + int(share * count), total, "timing whole networks")
 
 
-def by_bytes(sizes: Mapping[str, int], *, at_most: int = 1_000_000) -> list[list[str]]:
+def loadable_bytes(target: Target) -> int:
+    """Return how many bytes of weights may be loaded at once, where the target's machine is."""
+    here = int(LOADED_SHARE * memory_bytes()) if target.is_here() else 0
+    return max(MIN_LOADED_BYTES, here)
+
+
+def by_bytes(sizes: Mapping[str, int], limit: int, *, at_most: int = 1_000_000) -> list[list[str]]:
     """Return the names in groups, in order, small enough to be loaded at once.
 
     Args:
         sizes: Bytes of weights behind each name.
+        limit: Bytes of weights in a group; a larger network has a group of its own.
         at_most: Names in a group.
     """
     groups: list[list[str]] = []
     total = 0
     for name, size in sizes.items():
-        if not groups or total + size > MAX_LOADED_BYTES or len(groups[-1]) >= at_most:
+        if not groups or total + size > limit or len(groups[-1]) >= at_most:
             groups.append([])
             total = 0
         groups[-1].append(name)

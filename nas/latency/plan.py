@@ -8,7 +8,7 @@ from pathlib import Path
 from nas.block import Block, parse
 from nas.errors import ConfigError
 from nas.latency.interpolate import is_measured, to_measure
-from nas.latency.measure import PRIME_MS, ProfileConfig, by_bytes
+from nas.latency.measure import PRIME_MS, ProfileConfig, by_bytes, loadable_bytes
 from nas.latency.recipes import Chain, Recipe, block_recipes, chain_name, recipes
 from nas.latency.table import LatencyTable
 from nas.latency.timing import SAMPLES_A_VISIT
@@ -104,7 +104,9 @@ def chains_of(batch: Sequence[Recipe]) -> dict[str, Chain]:
     return {chain_name(chain): chain for chain in chains}
 
 
-def batches_of(missing: Sequence[Recipe], config: ProfileConfig) -> list[list[Recipe]]:
+def batches_of(
+    missing: Sequence[Recipe], config: ProfileConfig, target: Target
+) -> list[list[Recipe]]:
     """Return the recipes in the batches that are timed together, of about the same length."""
     made = {item.entry: item for item in missing}
     sizes = {
@@ -114,7 +116,8 @@ def batches_of(missing: Sequence[Recipe], config: ProfileConfig) -> list[list[Re
     }
     count = -(-len(made) // config.batch)
     at_most = -(-len(made) // max(count, 1))
-    return [[made[name] for name in names] for names in by_bytes(sizes, at_most=at_most)]
+    groups = by_bytes(sizes, loadable_bytes(target), at_most=at_most)
+    return [[made[name] for name in names] for names in groups]
 
 
 def session_seconds(
@@ -136,7 +139,7 @@ def _seconds(
     missing: Sequence[Recipe], networks: int, config: ProfileConfig, target: Target
 ) -> float:
     total_s = session_seconds(config, target, networks=networks) if networks else 0.0
-    for batch in batches_of(missing, config):
+    for batch in batches_of(missing, config, target):
         total_s += batch_seconds(batch, config, target)
     return total_s
 

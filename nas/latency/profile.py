@@ -144,7 +144,7 @@ class _Work:
         Raises:
             UnreliableTiming: an entry got too few clean samples; the others are kept.
         """
-        for batch in batches_of(missing, self._config):
+        for batch in batches_of(missing, self._config, self._target):
             self._teller.begin(len(batch), batch_seconds(batch, self._config, self._target))
             table, unclear = _add(table, batch, self._sessions, strict=self._config.strict)
             table = table.save(self._path)
@@ -181,7 +181,7 @@ class _Work:
         missing = [item for item in wanted if item.entry not in table.entries]
         seconds = sum(
             batch_seconds(batch, self._config, self._target)
-            for batch in batches_of(missing, self._config)
+            for batch in batches_of(missing, self._config, self._target)
         )
         self.expect(len(missing), seconds)
         return self.measure(table, missing)

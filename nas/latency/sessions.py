@@ -27,6 +27,7 @@ from nas.latency.measure import (
     Progress,
     Unsure,
     by_bytes,
+    loadable_bytes,
     measure,
     sure,
 )
@@ -171,7 +172,7 @@ class Sessions:
         held = self._config.held
         sizes = {name: held * sum(part.bytes for part in chain) for name, chain in chains.items()}
         series: dict[str, Series] = {}
-        for group in by_bytes(sizes):
+        for group in by_bytes(sizes, loadable_bytes(self._target)):
             seconds = session_seconds(self._config, self._target, networks=len(group))
             self._teller.begin(len(group), seconds)
             table, found = self.time(

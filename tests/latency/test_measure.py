@@ -17,6 +17,7 @@ from nas.latency.measure import (
     ProfileConfig,
     by_bytes,
     cold_name,
+    loadable_bytes,
     measure,
     measure_networks,
 )
@@ -305,11 +306,20 @@ def test_a_network_shorter_than_first_thought_still_gets_long_samples(
 
 
 def test_networks_too_large_to_be_loaded_together_go_in_groups() -> None:
-    gigabyte = 2 * 1024**3
-    sizes = {"a": gigabyte, "b": gigabyte // 4, "c": gigabyte // 8, "d": gigabyte // 4, "e": 1}
-    assert by_bytes(sizes) == [["a"], ["b", "c"], ["d", "e"]]
-    assert by_bytes(dict.fromkeys("abcde", 1), at_most=2) == [["a", "b"], ["c", "d"], ["e"]]
-    assert by_bytes({}) == []
+    sizes = {"a": 16, "b": 4, "c": 2, "d": 4, "e": 1}
+    assert by_bytes(sizes, 8) == [["a"], ["b", "c"], ["d", "e"]]
+    assert by_bytes(dict.fromkeys("abcde", 1), 8, at_most=2) == [["a", "b"], ["c", "d"], ["e"]]
+    assert by_bytes({}, 8) == []
+
+
+def test_more_is_loaded_at_once_where_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Target.parse("onnxruntime,fp32,b1,t1")
+    elsewhere = replace(here, device=replace(here.device, cpu="another"))
+    monkeypatch.setattr("nas.latency.measure.memory_bytes", lambda: 100 * 1024**3)
+    assert loadable_bytes(here) == 20 * 1024**3
+    assert loadable_bytes(elsewhere) == 1024**3, "whose memory is not known"
+    monkeypatch.setattr("nas.latency.measure.memory_bytes", lambda: 1024**3)
+    assert loadable_bytes(here) == 1024**3
 
 
 @pytest.mark.parametrize(
