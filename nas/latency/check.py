@@ -12,6 +12,7 @@ from nas.errors import ConfigError
 from nas.latency.calibrate import draw, relative_line
 from nas.latency.calibration import Calibration, Costs
 from nas.latency.compose import Export, Workshop
+from nas.latency.guard import GUARD, GUARD_CHAIN, has_caches
 from nas.latency.interpolate import interpolated_in
 from nas.latency.measure import ProfileConfig, Progress, child_bench, measure_networks
 from nas.latency.plan import session_seconds
@@ -145,8 +146,9 @@ def time_networks(
 ) -> dict[str, Timing]:
     """Return measured latencies of whole networks of random weights, to hold against a table.
 
-    They are joined from their parts, which takes a tenth of an export's time and gives the runtime
-    the same operators; weights do not change a latency.
+    They are timed while others leave the shared cache alone, or are grade C. They are joined from
+    their parts, which takes a tenth of an export's time and gives the runtime the same operators;
+    weights do not change a latency.
 
     Args:
         networks: Name to blocks.
@@ -160,12 +162,15 @@ def time_networks(
         UnreliableTiming, DeviceError: as `measure_networks`.
     """
     chains = {name: parts_of(blocks) for name, blocks in networks.items()}
+    if has_caches(table.target):
+        chains[GUARD] = GUARD_CHAIN
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
-        progress(0, len(chains), "exporting whole networks")
+        progress(0, len(networks), "exporting whole networks")
         takes = table.target.takes
         workshop = Workshop(Path(scratch), export, batch=table.target.batch, takes=takes)
         workshop.export(list(chains.values()))
         paths = workshop.join(chains, Path(folder))
+        guard = paths.pop(GUARD, None)
         config = config or ProfileConfig()
         with benches(table.target, config) as bench:
             return measure_networks(
@@ -173,7 +178,8 @@ def time_networks(
                 table.target,
                 config,
                 progress=progress,
-                reference_ms=table.reference_ms,
+                known=table.known,
+                guard=guard,
                 bench=bench,
             )
 

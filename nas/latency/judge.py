@@ -16,23 +16,16 @@ MAX_SLOWER = 1.3  # of the reference known: slower than that, the core is shared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guard:
-    """A loaded network that shows whether the shared cache is free: its name, and what it takes at
-    its best by what the reference takes then (infinite: not known yet)."""
-
-    name: str
-    by_reference: float = math.inf
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What a session is held to: the reference's ms at its best, if known, and the guard, if any.
+    """A machine at its best, None where that is not known yet: what a session is held to.
 
-    A session slower than MAX_SLOWER times that is waited for, then accepted as grade C.
+    The ms of the reference kernel, and what the guard takes by what the reference takes then. A
+    session in which the reference is slower than MAX_SLOWER times that, or the guard than MAX_GUARD
+    times, is waited for, then accepted as grade C.
     """
 
     reference_ms: float | None = None
-    guard: Guard | None = None
+    guard_by_reference: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +44,8 @@ class Judge:
     @classmethod
     def by(cls, known: Known, threads: int) -> "Judge":
         """Return who judges a session by what is known."""
-        guard_known = math.inf if known.guard is None else known.guard.by_reference
-        known_ms = math.inf if known.reference_ms is None else known.reference_ms
+        given = (known.reference_ms, known.guard_by_reference)
+        known_ms, guard_known = (math.inf if value is None else value for value in given)
         return cls(threads=threads, known_ms=known_ms, guard_known=guard_known)
 
     def is_clean(self, record: Times, *, by_session: bool = False) -> npt.NDArray[np.bool_]:

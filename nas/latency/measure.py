@@ -24,6 +24,7 @@ from nas.environment import memory_bytes
 from nas.errors import ConfigError
 from nas.latency.bench import Bench, Times, Visit
 from nas.latency.compose import weight_bytes
+from nas.latency.guard import GUARD
 from nas.latency.judge import Judge, Known, floor, guard_floor
 from nas.latency.several import bench_here, load_all
 from nas.latency.timing import MIN_CLEAN, SAMPLES_A_VISIT, Series, Timing, summarise
@@ -129,12 +130,12 @@ def measure(
 
     Args:
         bench: Where to run them; what it held before is unloaded.
-        paths: Name to file; all are interleaved with each other.
+        paths: Name to file; all are interleaved with each other. The GUARD, if it is among them, is
+            run before and behind each round.
         config: How many samples, how far apart, for how long.
         threads: The target's; with more than one, a sample is compared with the best wall time
             by processor time seen for its network, not with 1.
-        known: The machine at its best, and one of the networks that is run before and behind each
-            round to guard the shared cache.
+        known: The machine at its best.
         cold: Names of networks to sample a second time, under `cold_name(name)`, with the caches
             emptied before each run.
         unsure: Names the networks whose samples do not say enough yet, once all have as many as
@@ -148,9 +149,8 @@ def measure(
     first_ms = np.array([loaded_ms[task.name] for task in tasks])
     run_ms = _warm_up(bench, tasks, first_ms, config)
     generator = np.random.default_rng(config.seed)
-    known = known or Known()
-    judge = Judge.by(known, threads)
-    guards = [] if known.guard is None else [list(paths).index(known.guard.name)]
+    judge = Judge.by(known or Known(), threads)
+    guards = [list(paths).index(GUARD)] if GUARD in paths else []
     began_s = bench.seconds()
     record = np.empty((0, 6))
     unfinished = np.setdiff1d(np.arange(count), guards)
@@ -205,7 +205,8 @@ def measure_networks(
     config: ProfileConfig,
     *,
     progress: Progress = lambda done, total, text: None,
-    reference_ms: float | None = None,
+    known: Known | None = None,
+    guard: Path | None = None,
     bench: Bench | None = None,
 ) -> dict[str, Timing]:
     """Return the Timing of whole networks, interleaved with each other and with the reference.
@@ -216,8 +217,10 @@ def measure_networks(
         target: What to measure on; must be this machine's.
         config: How carefully.
         progress: Told (done, total, text) as samples come in.
-        reference_ms: `reference_ms` of the table that the result will be compared with, so that
-            both are of the machine at its best.
+        known: `known` of the table that the result will be compared with, so that both are of the
+            machine at its best.
+        guard: The file that tells whether others fill the shared cache (`guard_file`); networks
+            are timed while they do not, or are grade C.
         bench: Where to run them instead of a child process of this one.
 
     Raises:
@@ -227,19 +230,21 @@ def measure_networks(
     if bench is None:
         with child_bench(target, config) as child:
             return measure_networks(
-                networks, target, config, progress=progress, reference_ms=reference_ms, bench=child
+                networks, target, config, progress=progress, known=known, guard=guard, bench=child
             )
+    guards = {} if guard is None else {GUARD: guard}
     found: dict[str, Series] = {}
     sizes = {name: config.held * weight_bytes(path) for name, path in networks.items()}
     for group in by_bytes(sizes, loadable_bytes(target)):
         found |= measure(
             bench,
-            {name: networks[name] for name in group},
+            {name: networks[name] for name in group} | guards,
             config,
             threads=target.threads,
-            known=Known(reference_ms=reference_ms),
+            known=known,
             tick=partial(_tell, progress, len(found), len(group), len(networks)),
         )
+    found.pop(GUARD, None)
     for name, series in found.items():
         series.require(name, strict=config.strict)
     progress(len(networks), len(networks), "whole networks timed")

@@ -17,6 +17,7 @@ from nas.files import lock
 from nas.latency.by_block import by_part_or_block
 from nas.latency.calibrate import draw
 from nas.latency.compose import Export, Workshop
+from nas.latency.guard import has_caches
 from nas.latency.interpolate import filled
 from nas.latency.judge import MAX_REFERENCE, MAX_WALL_PER_CPU
 from nas.latency.measure import (
@@ -36,7 +37,7 @@ from nas.latency.plan import (
     standing,
 )
 from nas.latency.recipes import Recipe, chain_name, recipe
-from nas.latency.sessions import Benches, Sessions, Teller, has_caches
+from nas.latency.sessions import Benches, Sessions, Teller
 from nas.latency.table import Entry, LatencyTable
 from nas.latency.timing import (
     MAX_ERROR_A,

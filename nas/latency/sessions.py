@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.block import Block, Mlp, parse
+from nas.block import Block, parse
 from nas.latency.bench import Bench
 from nas.latency.compose import Workshop
-from nas.latency.judge import MAX_REFERENCE, Guard, Known
+from nas.latency.guard import GUARD, GUARD_CHAIN, has_caches
+from nas.latency.judge import MAX_REFERENCE
 from nas.latency.measure import (
     ProfileConfig,
     Progress,
@@ -32,21 +33,16 @@ from nas.latency.measure import (
     sure,
 )
 from nas.latency.plan import session_seconds
-from nas.latency.recipes import Chain, lead_in, parts_of
+from nas.latency.recipes import Chain, parts_of
 from nas.latency.table import LatencyTable
 from nas.latency.timing import MIN_CLEAN, Series
-from nas.target import RUNTIMES, Target
+from nas.target import Target
 
 logger = logging.getLogger(__name__)
 
 Benches = Callable[[Target, ProfileConfig], AbstractContextManager[Bench]]
 
 ANCHORS = 16
-GUARD = "(guard)"
-GUARD_CHAIN: Chain = (  # 2 million weights, 8 MB in fp32, and little work
-    lead_in(512, 2),
-    Mlp(resolution=2, channels=512, hidden=2048),
-)
 EXPORTED, LOADED = 0.35, 0.45  # shares of a session's time by then
 
 
@@ -123,7 +119,6 @@ class Sessions:
         """
         anchors = anchors_of(table)
         is_guarded = is_guarded and has_caches(self._target)
-        guard = Guard(name=GUARD, by_reference=table.guard_by_reference) if is_guarded else None
         every = {**anchors, **chains, **({GUARD: GUARD_CHAIN} if is_guarded else {})}
         self._teller.tell(0.0, f"exporting {what}")
         self._workshop.export(list(every.values()))
@@ -136,7 +131,7 @@ class Sessions:
                     paths,
                     self._config,
                     threads=self._target.threads,
-                    known=Known(reference_ms=table.reference_ms, guard=guard),
+                    known=table.known,
                     cold=cold,
                     unsure=unsure,
                     tick=lambda share: self._teller.tell(
@@ -147,7 +142,9 @@ class Sessions:
         seen_ms = min(item.reference_ms for item in series.values())
         guards = series.pop(GUARD, None)
         if guards is not None:
-            best = min(guards.guard_ms / guards.reference_ms, table.guard_by_reference)
+            best = guards.guard_ms / guards.reference_ms
+            if table.known.guard_by_reference is not None:
+                best = min(best, table.known.guard_by_reference)
             provenance = {**table.provenance, "guard_by_reference": round(best, 4)}
             table = replace(table, provenance=provenance)
         scaled = {
@@ -184,12 +181,6 @@ class Sessions:
         return table, series
 
 
-def has_caches(target: Target) -> bool:
-    """Return whether networks run on a processor, whose caches others fill and we can empty."""
-    facts = RUNTIMES.get(target.runtime)
-    return facts is not None and not facts.accelerator
-
-
 def anchors_of(table: LatencyTable) -> dict[str, Chain]:
     """Return up to ANCHORS measured entries of a table's dearer half, evenly over their prices."""
     measured = [name for name in table.entries if table.entries[name].interpolated is None]
@@ -212,7 +203,7 @@ def drift_of(table: LatencyTable, anchors: Mapping[str, Series]) -> float:
 
 
 def _noted(table: LatencyTable, seen_ms: float, drift: float) -> LatencyTable:
-    known_ms = table.reference_ms or seen_ms
+    known_ms = table.known.reference_ms or seen_ms
     if seen_ms * MAX_REFERENCE < known_ms:
         logger.warning(
             "this machine is %.0f %% faster now than when the table %s was begun: its entries "

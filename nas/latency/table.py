@@ -22,6 +22,7 @@ from nas.latency.calibration import (
     calibration_name,
     footprint_mb,
 )
+from nas.latency.judge import Known
 from nas.space import SearchSpace
 from nas.target import Target
 
@@ -169,16 +170,11 @@ class LatencyTable:
         return digest_json(self.to_json())
 
     @property
-    def reference_ms(self) -> float | None:
-        """What the reference kernel took when its machine was at its best, if that is known."""
-        value = self.provenance.get("reference_ms")
-        return float(value) if isinstance(value, int | float) else None
-
-    @property
-    def guard_by_reference(self) -> float:
-        """What the guard of the shared cache took by what the reference did; infinite: unknown."""
-        value = self.provenance.get("guard_by_reference")
-        return float(value) if isinstance(value, int | float) else math.inf
+    def known(self) -> Known:
+        """Its machine at its best."""
+        found = (self.provenance.get(name) for name in ("reference_ms", "guard_by_reference"))
+        reference_ms, guard = (float(v) if isinstance(v, int | float) else None for v in found)
+        return Known(reference_ms=reference_ms, guard_by_reference=guard)
 
     # ------------------------------------------------------------ prices
     def calibration(self, space: Fitted, blocks: Sequence[Block] = ()) -> Calibration | None:

@@ -20,6 +20,7 @@ from nas.latency import (
 )
 from nas.latency.calibration import Calibration
 from nas.latency.check import METHODS, Check, Extra
+from nas.latency.guard import guard_file
 from nas.latency.interpolate import interpolated_in
 from nas.manifest import Winner
 from nas.network import stock, timm_models
@@ -203,9 +204,14 @@ def _measured(
             file = to_onnx(model, Path(folder) / "model.onnx", batch=target.batch)
         else:
             file = timm_models.save(model, Path(folder) / "model")
-        reference_ms = table.reference_ms if table is not None else None
+        (Path(folder) / "guard").mkdir()
         found = measure_networks(
-            {what: file}, target, QUICK, progress=progress, reference_ms=reference_ms
+            {what: file},
+            target,
+            QUICK,
+            progress=progress,
+            known=table.known if table is not None else None,
+            guard=guard_file(target, Path(folder) / "guard"),
         )
         return found[what]
 

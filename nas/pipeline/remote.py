@@ -10,6 +10,7 @@ from nas.latency import LatencyTable, ProfileConfig, find_table
 from nas.latency.agent import Agent
 from nas.latency.agent_http import AgentServer
 from nas.latency.file_store import FileStore
+from nas.latency.judge import Known
 from nas.latency.protocol import make_token, read_token
 from nas.latency.remote import RemoteAgent
 from nas.manifest import TargetResult, Winner
@@ -58,23 +59,20 @@ class RemoteDevice:
         made.benches = self.agent.bench
 
         def stopwatch(folder: Path) -> TargetResult:
-            known_ms = made.table.reference_ms
-            timed = self.stopwatch(run.config.profile, known_ms, run.progress("verify"))
-            return timed(folder)
+            progress = run.progress("verify")
+            return self.stopwatch(run.config.profile, made.table.known, progress)(folder)
 
         made.stopwatch = stopwatch
         return made
 
     def stopwatch(
-        self, config: ProfileConfig, reference_ms: float | None, progress: Progress
+        self, config: ProfileConfig, known: Known | None, progress: Progress
     ) -> Stopwatch:
         """Return what times an exported folder on the device."""
 
         def timed(folder: Path) -> TargetResult:
             with self.agent.bench(self.target, config) as bench:
-                return measure(
-                    folder, self.target, config, progress, reference_ms=reference_ms, bench=bench
-                )
+                return measure(folder, self.target, config, progress, known=known, bench=bench)
 
         return timed
 
@@ -92,10 +90,10 @@ def verify_on(
     winner = Winner.load(folder)
     there = RemoteDevice.at(device, token_file, target or DEFAULT_TARGET)
     path = find_table(there.target)
-    known_ms = LatencyTable.load(path).reference_ms if path is not None else None
+    known = LatencyTable.load(path).known if path is not None else None
     result = verify_elsewhere(
         folder,
-        there.stopwatch(ProfileConfig(), known_ms, progress),
+        there.stopwatch(ProfileConfig(), known, progress),
         target=there.target,
         data_name=data or winner.data,
         progress=progress,

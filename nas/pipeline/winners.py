@@ -189,7 +189,7 @@ class Candidate:
             target=table.target,
             data_name=materials.data.name,
             config=self.run.config.profile,
-            reference_ms=table.reference_ms,
+            known=table.known,
             progress=progress,
         )
 
@@ -267,7 +267,7 @@ def verify_folder(
                 folder,
                 target=each,
                 data_name=data or winner.data,
-                reference_ms=LatencyTable.load(path).reference_ms if path is not None else None,
+                known=LatencyTable.load(path).known if path is not None else None,
                 progress=progress,
             )
         )

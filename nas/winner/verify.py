@@ -25,6 +25,8 @@ from nas.errors import ConfigError, CorruptFile, DeviceError, NasError
 from nas.files import into, to_plain, write_atomic
 from nas.latency import ProfileConfig, Timing, measure_networks
 from nas.latency.bench import Bench
+from nas.latency.guard import guard_file
+from nas.latency.judge import Known
 from nas.manifest import TargetResult, Winner
 from nas.target import PARTS, Target
 from nas.winner import card
@@ -52,7 +54,7 @@ def verify(
     target: Target,
     data_name: str | None = None,
     config: ProfileConfig | None = None,
-    reference_ms: float | None = None,
+    known: Known | None = None,
     tolerance: float | None = None,
     progress: Progress = silent,
     timeout_s: float = 600.0,
@@ -69,8 +71,8 @@ def verify(
         target: What to time it on; must be this machine's.
         data_name: The data set whose test split is scored; by default the winner's.
         config: How carefully to time.
-        reference_ms: That of the latency table the promise rests on, if it is at hand: the
-            machine is waited for until it is as fast as it was then.
+        known: That of the latency table the promise rests on, if it is at hand: the machine is
+            waited for until it is as fast as it was then.
         tolerance: See `judge`.
         progress: Told (done, total, text).
         timeout_s: How long the process may say nothing.
@@ -89,7 +91,7 @@ def verify(
     timing = {
         "target": target.to_json(),
         "config": to_plain(config or ProfileConfig()),
-        "reference_ms": reference_ms,
+        "known": to_plain(known or Known()),
     }
     seen = _seen(folder, winner, data_name, timing, progress, timeout_s)
     return _judged(folder, winner, seen, target, tolerance)
@@ -268,7 +270,7 @@ def measure(
     config: ProfileConfig,
     progress: Progress = silent,
     *,
-    reference_ms: float | None = None,
+    known: Known | None = None,
     bench: Bench | None = None,
 ) -> TargetResult:
     """Return the latency of what the target's runtime takes: the folder, or one of its ONNX files.
@@ -281,8 +283,15 @@ def measure(
         file = folder if takes_folder else timed_file(folder, target)
         if target.batch != 1 and not takes_folder:
             file = network.to_onnx(_load(folder), Path(scratch) / ONNX, batch=target.batch)
+        (Path(scratch) / "guard").mkdir()
         timing = measure_networks(
-            {NAME: file}, target, config, progress=progress, reference_ms=reference_ms, bench=bench
+            {NAME: file},
+            target,
+            config,
+            progress=progress,
+            known=known,
+            guard=guard_file(target, Path(scratch) / "guard"),
+            bench=bench,
         )[NAME]
     return result_of(timing, target)
 
@@ -355,8 +364,8 @@ def main() -> None:
         if "target" in request:
             target = Target.from_json(request["target"])
             config = into(ProfileConfig, request["config"], source="config")
-            known_ms = request["reference_ms"]
-            timed = measure(folder, target, config, progress, reference_ms=known_ms)
+            known = into(Known, request["known"], source="known")
+            timed = measure(folder, target, config, progress, known=known)
             seen = replace(seen, latency=timed)
         answer = {"seen": to_plain(seen)}
     except NasError as error:

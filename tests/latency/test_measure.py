@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from nas.block import parse
 from nas.errors import ConfigError, UnreliableTiming
-from nas.latency.judge import Guard, Known
+from nas.latency.guard import GUARD
+from nas.latency.judge import Known
 from nas.latency.measure import (
     MAX_MORE,
     ProfileConfig,
@@ -157,12 +158,13 @@ def test_a_machine_known_to_be_faster_is_waited_for(
 
 
 LARGE = "mlp_r2_c256_h1024"  # 2.1 MB of weights
+WIDE = "mlp_r2_c512_h2048"
 
 
 @pytest.fixture
 def guarded(paths: dict[str, Path], tmp_path: Path, export: Any) -> dict[str, Path]:
-    names = [LARGE, "mlp_r2_c512_h2048"]
-    return {**paths, **export([parse(name) for name in names], tmp_path, batch=1)}
+    files = export([parse(name) for name in (LARGE, WIDE)], tmp_path, batch=1)
+    return {**paths, LARGE: files[LARGE], GUARD: files[WIDE]}
 
 
 def test_large_networks_are_timed_while_nobody_else_fills_the_shared_cache(
@@ -170,13 +172,14 @@ def test_large_networks_are_timed_while_nobody_else_fills_the_shared_cache(
 ) -> None:
     config = replace(config, spread_s=8.0)
     fooled = make_bench(shared=0.7)
-    alone = measure(fooled, guarded, config)
+    unguarded = {name: path for name, path in guarded.items() if name != GUARD}
+    alone = measure(fooled, unguarded, config)
     assert np.median(alone[LARGE].clean_ms) / fooled.true_ms[LARGE] > 1.5
     bench = make_bench(shared=0.7)
-    found = measure(bench, guarded, config, known=Known(guard=Guard(name="mlp_r2_c512_h2048")))
+    found = measure(bench, guarded, config)
     assert worst_error(bench, found) < 0.02
     assert all(series.is_clean.sum() >= config.samples for series in found.values())
-    assert found[LARGE].guard_ms == pytest.approx(bench.true_ms["mlp_r2_c512_h2048"], rel=0.02)
+    assert found[LARGE].guard_ms == pytest.approx(bench.true_ms[GUARD], rel=0.02)
 
 
 def test_a_shared_cache_that_others_fill_all_the_time_is_said_and_gives_grade_c(
@@ -184,10 +187,10 @@ def test_a_shared_cache_that_others_fill_all_the_time_is_said_and_gives_grade_c(
 ) -> None:
     bench = make_bench(shared=1.0)
     config = ProfileConfig(samples=12, spread_s=1.0, time_limit_s=5.0)
-    known = 0.001 + bench_of(make_bench, guarded).true_ms["mlp_r2_c512_h2048"] / 0.2
-    guard = Guard(name="mlp_r2_c512_h2048", by_reference=known)
+    known = 0.001 + bench_of(make_bench, guarded).true_ms[GUARD] / 0.2
+    best = Known(guard_by_reference=known)
     began = bench.seconds()
-    found = measure(bench, guarded, config, known=Known(guard=guard))
+    found = measure(bench, guarded, config, known=best)
     assert bench.seconds() - began < 20
     assert (
         "the cache that cores share is in use by others: a layer of many weights takes 8"
@@ -201,7 +204,8 @@ def test_a_machine_that_stays_slower_than_it_is_known_to_be_gives_grade_c_and_a_
 ) -> None:
     config = ProfileConfig(samples=12, spread_s=0.5, time_limit_s=3.0)
     bench = make_bench(slow=1.0)
-    (timing,) = measure_networks(one, target, config, reference_ms=0.2, bench=bench).values()
+    known = Known(reference_ms=0.2)
+    (timing,) = measure_networks(one, target, config, known=known, bench=bench).values()
     assert timing.grade == "C"
     assert timing.clean >= 12
     assert re.search(r"6\d % slower", caplog.text)

@@ -10,11 +10,10 @@ import pytest
 
 from nas.block import Block, parse
 from nas.latency import LatencyTable, ProfileConfig, profile
+from nas.latency.guard import GUARD, GUARD_CHAIN
 from nas.latency.recipes import parts_of
 from nas.latency.sessions import (
     ANCHORS,
-    GUARD,
-    GUARD_CHAIN,
     Teller,
     anchors_of,
     drift_of,
@@ -75,7 +74,7 @@ def test_a_machine_that_is_faster_than_when_the_table_was_begun_is_said(
     assert not caplog.records
     table = profile(NETWORK, target, path, CONFIG, benches=on(make_bench()), export=export)
     assert re.search(r"6\d % faster now than when the table", caplog.text)
-    assert table.reference_ms == pytest.approx(0.2, rel=0.02)
+    assert table.known.reference_ms == pytest.approx(0.2, rel=0.02)
 
 
 def test_whole_networks_have_a_guard_that_the_table_remembers(
@@ -86,8 +85,8 @@ def test_whole_networks_have_a_guard_that_the_table_remembers(
     path = tmp_path / "t.json"
     table = profile(space, target, path, config, benches=on(make_bench()), export=export)
     known = true_ms(GUARD_CHAIN) / 0.2
-    assert table.guard_by_reference == pytest.approx(known, rel=0.02)
-    assert LatencyTable.load(path).guard_by_reference == table.guard_by_reference
+    assert table.known.guard_by_reference == pytest.approx(known, rel=0.02)
+    assert LatencyTable.load(path).known.guard_by_reference == table.known.guard_by_reference
     assert GUARD not in table.entries and len(table.calibrations["tiny@32"].fitted_on) == 6
 
 
