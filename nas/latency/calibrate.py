@@ -128,6 +128,15 @@ def draw(
     return list(found.values())
 
 
+def to_fit_on(space: SearchSpace, count: int, *, seed: int) -> list[Architecture]:
+    """Return the architectures that a space's calibration rests on: the largest, what a budget in
+    per cent is of, and others by level of cost; none where `count` is 0."""
+    if count < 1:
+        return []
+    largest = space.largest()
+    return [largest, *draw(space, count - 1, seed=seed, avoid=[largest.id])]
+
+
 def calibrated(
     table: LatencyTable,
     space: str,

@@ -125,7 +125,8 @@ def check(
     with tempfile.TemporaryDirectory() as scratch:
         takes = table.target.takes
         workshop = Workshop(Path(scratch), export, batch=table.target.batch, takes=takes)
-        seconds = session_seconds(config, table.target, networks=len(blocks))
+        chains = [parts_of(network) for network in blocks.values()]
+        seconds = session_seconds(config, table.target, networks=chains)
         teller = Teller(progress, len(blocks), seconds)
         _, series = Sessions(table.target, config, workshop, benches, teller).networks(
             table, blocks

@@ -33,8 +33,10 @@ from nas.target import Target
 logger = logging.getLogger(__name__)
 
 # Untimed runs at the start of a visit. The second run of a network is not yet the hundredth: after
-# others had the caches, one of 5 MB took 12 to 20 runs until its times no longer fell (LOG.md).
-PRIME_MS, MIN_PRIME = 4.0, 20
+# others had the caches, one of 5 MB took 12 to 20 runs until its times no longer fell (LOG.md). A
+# slow one does more than fetch weights, or has more than the caches hold: from 4 ms on, the third
+# run is within 1 % of the twentieth.
+PRIME_MS, PRIME_RUNS, ENOUGH_MS, MIN_RUNS = 4.0, 20, 60.0, 4
 COLD_LOOPS = 4  # at most, a cold sample: each run is timed by itself, behind an untimed emptying
 MIN_ROUNDS = 3
 WARM_WINDOW_S, WARM_MIN_S, WARM_MAX_S, WARM_AGREE = 0.25, 0.5, 10.0, 0.02
@@ -305,8 +307,14 @@ class _Task:
         if self.cold:
             loops = min(loops, COLD_LOOPS)
             return Visit(name=self.name, prime=1, loops=loops, samples=SAMPLES_A_VISIT, cold=True)
-        prime = max(MIN_PRIME, math.ceil(PRIME_MS / run_ms))
+        prime = prime_runs(run_ms)
         return Visit(name=self.name, prime=prime, loops=loops, samples=SAMPLES_A_VISIT)
+
+
+def prime_runs(run_ms: float) -> int:
+    """Return how often a network is run at the start of a visit before it is timed."""
+    enough = max(MIN_RUNS, math.ceil(ENOUGH_MS / run_ms))
+    return max(math.ceil(PRIME_MS / run_ms), min(PRIME_RUNS, enough))
 
 
 def cold_name(name: str) -> str:

@@ -1,15 +1,16 @@
 """What a profile would do, before it does it: the entries that are missing and their cost."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nas.block import Block, parse
 from nas.errors import ConfigError
+from nas.latency.calibrate import to_fit_on
 from nas.latency.interpolate import is_measured, to_measure
-from nas.latency.measure import PRIME_MS, ProfileConfig, by_bytes, loadable_bytes
-from nas.latency.recipes import Chain, Recipe, block_recipes, chain_name, recipes
+from nas.latency.measure import ProfileConfig, by_bytes, loadable_bytes, prime_runs
+from nas.latency.recipes import Chain, Recipe, block_recipes, chain_name, parts_of, recipes
 from nas.latency.table import LatencyTable
 from nas.latency.timing import SAMPLES_A_VISIT
 from nas.space import SearchSpace
@@ -17,12 +18,15 @@ from nas.target import ONNX, Target
 
 logger = logging.getLogger(__name__)
 
-EXPORT_S = 0.25  # a part
-LOAD_S = 0.05  # to join and load a chain or network
+EXPORT_S = 0.2  # a part
+JOIN_S, LOAD_S = 0.02, 0.05  # a chain or network; loaded into each process
+JOIN_S_PER_GB, LOAD_S_PER_GB = 8.0, 1.5  # of weights
+MS_PER_MMAC = 0.02  # what a core of these years takes; a device may be several times off
 QUANTIZE_CHAIN_S, QUANTIZE_NETWORK_S = 1.0, 6.0  # to quantize it before it is loaded
 REFERENCE_MS = 1.0  # the references of a visit
 COLD_VISIT_MS = 4.0
-WARM_S = 2.0  # to start and warm up
+WARM_S, WARM_ROUNDS = 3.0, 3  # to start; to warm up
+MORE = 1.5  # rounds for chains that want more samples than others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,7 @@ def plan_from(
 ) -> Plan:
     """Return the plan for a table that is already loaded."""
     fit, networks = None, 0
+    seconds = 0.0
     if isinstance(needed, SearchSpace):
         fit, blocks = table.calibration(needed), needed.every_block()
     else:
@@ -88,12 +93,17 @@ def plan_from(
     missing += tuple(item for item in whole if item.entry not in table.entries)
     if isinstance(needed, SearchSpace) and (missing or fit is None):
         networks = config.calibrate_on
+        seconds = networks_seconds(needed, config, table.target)
+    seconds += sum(
+        batch_seconds(batch, config, table.target)
+        for batch in batches_of(missing, config, table.target)
+    )
     return Plan(
         needed=tuple(item.entry for item in (*by_part, *whole)),
         missing=missing,
         between=tuple(item.entry for item in lacking if item.entry not in wanted),
         networks=networks,
-        seconds=_seconds(missing, networks, config, table.target),
+        seconds=seconds,
     )
 
 
@@ -121,31 +131,42 @@ def batches_of(
 
 
 def session_seconds(
-    config: ProfileConfig, target: Target, *, parts: int = 0, chains: int = 0, networks: int = 0
+    config: ProfileConfig,
+    target: Target,
+    *,
+    chains: Collection[Chain] = (),
+    networks: Collection[Chain] = (),
 ) -> float:
-    """Return how long a session should take that exports parts and times chains or networks."""
-    exported = parts if target.takes == ONNX else 0
+    """Return how long a session should take that exports and times chains or whole networks."""
+    timed = [*chains, *networks]
+    exported = len({part for chain in timed for part in chain}) * (target.takes == ONNX)
     is_int8 = target.precision == "int8"
-    quantize_s = is_int8 * (chains * QUANTIZE_CHAIN_S + networks * QUANTIZE_NETWORK_S)
-    timed = chains + networks
-    visit_ms = PRIME_MS + SAMPLES_A_VISIT * config.sample_ms + REFERENCE_MS
-    round_ms = timed * visit_ms + chains * COLD_VISIT_MS
-    timing_s = round_ms / 1e3 * -(-config.samples // SAMPLES_A_VISIT)
-    loading_s = exported * EXPORT_S + timed * LOAD_S * config.held + quantize_s
-    return loading_s + WARM_S + max(timing_s, config.spread_s)
+    quantize_s = is_int8 * (len(chains) * QUANTIZE_CHAIN_S + len(networks) * QUANTIZE_NETWORK_S)
+    gigabytes = sum(part.bytes for chain in timed for part in chain) / 1e9
+    join_s = len(timed) * JOIN_S + gigabytes * JOIN_S_PER_GB
+    load_s = len(timed) * LOAD_S + gigabytes * LOAD_S_PER_GB
+    loading_s = exported * EXPORT_S + join_s + load_s * config.held + quantize_s
+    rounds = -(-config.samples // SAMPLES_A_VISIT)
+    chains_ms = sum(_visit_ms(chain, config, target) + COLD_VISIT_MS for chain in chains)
+    networks_ms = sum(_visit_ms(chain, config, target) for chain in networks)
+    warm_s = WARM_S + (chains_ms + networks_ms) / 1e3 * WARM_ROUNDS
+    timing_s = (chains_ms * MORE + networks_ms) / 1e3 * rounds
+    return loading_s + warm_s + max(timing_s, config.spread_s)
 
 
-def _seconds(
-    missing: Sequence[Recipe], networks: int, config: ProfileConfig, target: Target
-) -> float:
-    total_s = session_seconds(config, target, networks=networks) if networks else 0.0
-    for batch in batches_of(missing, config, target):
-        total_s += batch_seconds(batch, config, target)
-    return total_s
+def _visit_ms(chain: Chain, config: ProfileConfig, target: Target) -> float:
+    run_ms = 0.02 + sum(part.macs for part in chain) * target.batch / 1e6 * MS_PER_MMAC
+    sampled_ms = max(config.sample_ms, run_ms) * SAMPLES_A_VISIT
+    return prime_runs(run_ms) * run_ms + sampled_ms + REFERENCE_MS
+
+
+def networks_seconds(space: SearchSpace, config: ProfileConfig, target: Target) -> float:
+    """Return how long it should take to time the networks that a space's fit rests on."""
+    drawn = to_fit_on(space, config.calibrate_on, seed=config.seed)
+    networks = [parts_of(space.blocks(architecture)) for architecture in drawn]
+    return session_seconds(config, target, networks=networks) if networks else 0.0
 
 
 def batch_seconds(batch: Sequence[Recipe], config: ProfileConfig, target: Target) -> float:
     """Return how long the session of one batch should take."""
-    chains = chains_of(batch)
-    parts = {part for chain in chains.values() for part in chain}
-    return session_seconds(config, target, parts=len(parts), chains=len(chains))
+    return session_seconds(config, target, chains=chains_of(batch).values())

@@ -15,14 +15,14 @@ from nas.block import Block, parse
 from nas.errors import UnreliableTiming
 from nas.files import lock
 from nas.latency.by_block import by_part_or_block
-from nas.latency.calibrate import draw
+from nas.latency.calibrate import to_fit_on
 from nas.latency.compose import Export, Workshop
 from nas.latency.guard import has_caches
 from nas.latency.interpolate import filled
 from nas.latency.judge import MAX_REFERENCE, MAX_WALL_PER_CPU
 from nas.latency.measure import (
-    MIN_PRIME,
     PRIME_MS,
+    PRIME_RUNS,
     ProfileConfig,
     Progress,
     child_bench,
@@ -32,13 +32,14 @@ from nas.latency.plan import (
     batch_seconds,
     batches_of,
     chains_of,
+    networks_seconds,
     plan_from,
-    session_seconds,
     standing,
 )
 from nas.latency.recipes import Recipe, chain_name, recipe
 from nas.latency.sessions import Benches, Sessions, Teller
 from nas.latency.table import Entry, LatencyTable
+from nas.latency.timed_networks import TimedNetworks
 from nas.latency.timing import (
     MAX_ERROR_A,
     SAMPLES_A_VISIT,
@@ -156,25 +157,26 @@ class _Work:
 
     def calibrate(self, table: LatencyTable, space: SearchSpace) -> LatencyTable:
         """Return the table with a fit on whole networks: the largest, others by level of cost."""
-        count = self._config.calibrate_on
+        drawn = to_fit_on(space, self._config.calibrate_on, seed=self._config.seed)
         if self._done == self.total:
-            seconds = session_seconds(self._config, self._target, networks=count)
-            self.expect(count, seconds)
-        largest = space.largest()  # what a budget in percent is of
-        others = draw(space, count - 1, seed=self._config.seed, avoid=[largest.id])
-        drawn = [largest, *others]
+            self.expect(len(drawn), networks_seconds(space, self._config, self._target))
         blocks = {architecture.id: space.blocks(architecture) for architecture in drawn}
-        table, series = self._sessions.networks(table, blocks)
+        timed = TimedNetworks.beside(table, space, self._config)
+        left = {name: blocks[name] for name in blocks if name not in timed.measured_ms}
+        self._done += len(blocks) - len(left)
+        table, _ = self._sessions.networks(table, left, keep=timed.keep)
         self._done = self.total
         fitted = by_part_or_block(
             table,
             space,
             blocks,
-            {name: series[name].median_ms for name in blocks},
+            {name: timed.measured_ms[name] for name in blocks},
             most_error=self._config.block_error,
             measure=self._measure_blocks,
         )
-        return fitted.save(self._path)
+        fitted = fitted.save(self._path)
+        timed.forget()
+        return fitted
 
     def _measure_blocks(self, table: LatencyTable, blocks: Sequence[Block]) -> LatencyTable:
         """Return the table with an entry for each of these whole blocks."""
@@ -194,7 +196,7 @@ def _protocol(config: ProfileConfig) -> dict[str, float | int]:
         "max_wall_per_cpu": MAX_WALL_PER_CPU,
         "max_reference": MAX_REFERENCE,
         "prime_ms": PRIME_MS,
-        "min_prime": MIN_PRIME,
+        "min_prime": PRIME_RUNS,
         "samples_a_visit": SAMPLES_A_VISIT,
     }
 

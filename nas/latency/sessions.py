@@ -155,9 +155,15 @@ class Sessions:
         return _noted(table, seen_ms, drift), scaled
 
     def networks(
-        self, table: LatencyTable, networks: Mapping[str, Sequence[Block]]
+        self,
+        table: LatencyTable,
+        networks: Mapping[str, Sequence[Block]],
+        *,
+        keep: Callable[[LatencyTable, Mapping[str, Series]], None] = lambda table, series: None,
     ) -> tuple[LatencyTable, dict[str, Series]]:
         """Return the samples of whole networks of random weights, as `time` does.
+
+        `keep` is given those of each group that is loaded together, as soon as it is done.
 
         They are joined from their parts, which takes a tenth of an export's time and gives the
         runtime the same operators; weights do not change a latency.
@@ -170,14 +176,16 @@ class Sessions:
         sizes = {name: held * sum(part.bytes for part in chain) for name, chain in chains.items()}
         series: dict[str, Series] = {}
         for group in by_bytes(sizes, loadable_bytes(self._target)):
-            seconds = session_seconds(self._config, self._target, networks=len(group))
+            of_group = [chains[name] for name in group]
+            seconds = session_seconds(self._config, self._target, networks=of_group)
             self._teller.begin(len(group), seconds)
             table, found = self.time(
                 table, {name: chains[name] for name in group}, "whole networks", is_guarded=True
             )
+            for name, item in found.items():
+                item.require(f"network {name}", strict=self._config.strict)
+            keep(table, found)
             series |= found
-        for name, item in series.items():
-            item.require(f"network {name}", strict=self._config.strict)
         return table, series
 
 

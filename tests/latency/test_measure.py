@@ -21,6 +21,7 @@ from nas.latency.measure import (
     loadable_bytes,
     measure,
     measure_networks,
+    prime_runs,
 )
 from nas.latency.timing import Series, grade, summarise
 from nas.target import Target
@@ -149,8 +150,8 @@ def test_a_machine_that_is_never_quiet_is_said_to_be_unreliable_within_the_limit
 def test_a_machine_known_to_be_faster_is_waited_for(
     make_bench: Any, paths: dict[str, Path], config: ProfileConfig
 ) -> None:
-    bench = make_bench(slow=0.99)
-    by_session = measure(make_bench(slow=0.99, seed=1), paths, config)
+    bench = make_bench(slow=0.97)
+    by_session = measure(make_bench(slow=0.97, seed=1), paths, config)
     assert worst_error(bench_of(make_bench, paths), by_session) > 0.3
     known = measure(bench, paths, config, known=Known(reference_ms=0.2))
     assert worst_error(bench, known) < 0.03
@@ -307,6 +308,15 @@ def test_a_network_shorter_than_first_thought_still_gets_long_samples(
         patch.setattr(bench, "cost", lambda parts: 0.01)
         measure(bench, {"n": tmp_path / "n.onnx"}, config)
     assert all(v.loops * 0.01 >= 0.95 for v in bench.rounds[-1] if v.name == "n")
+
+
+@pytest.mark.parametrize(
+    ("run_ms", "runs"), [(0.05, 80), (0.2, 20), (1.0, 20), (5.0, 12), (20.0, 4), (300.0, 4)]
+)
+def test_fast_networks_are_run_often_before_they_are_timed_slow_ones_seldom(
+    run_ms: float, runs: int
+) -> None:
+    assert prime_runs(run_ms) == runs
 
 
 def test_networks_too_large_to_be_loaded_together_go_in_groups() -> None:
