@@ -5,8 +5,8 @@ samples taken while nothing interfered agree within about 1 %. So networks take 
 random order; a sample counts only if its process had a processor all the time (wall time at most
 1.05 of processor time) and the reference kernel before and behind it ran at its usual speed. That
 kernel lives in the innermost caches; neighbours who fill the cache that cores share slow down large
-networks only, for minutes. A guard, a network of many weights, has its turn before and behind each
-round of whole networks: where it is slow the round does not count.
+networks only, for seconds or minutes. A guard, a network of many weights, has its turn every second
+between whole networks: what was timed beside a slow one does not count.
 """
 
 import logging
@@ -43,8 +43,10 @@ WARM_WINDOW_S, WARM_MIN_S, WARM_MAX_S, WARM_AGREE = 0.25, 0.5, 10.0, 0.02
 MIN_LOADED_BYTES = 1024 * 1024 * 1024  # of weights in files; a runtime holds about twice that
 LOADED_SHARE = 0.2  # of this machine's memory, where that is more
 
+GUARD_EVERY_MS = 750.0  # what neighbours do to the shared cache changes within 2 to 3 s
 MAX_MORE = 4  # times as many samples as asked for, where they do not say enough
 
+Indices = npt.NDArray[np.int64]
 Progress = Callable[[int, int, str], None]
 Unsure = Callable[[Mapping[str, Series]], Collection[str]]
 
@@ -132,8 +134,8 @@ def measure(
 
     Args:
         bench: Where to run them; what it held before is unloaded.
-        paths: Name to file; all are interleaved with each other. The GUARD, if it is among them, is
-            run before and behind each round.
+        paths: Name to file; all are interleaved with each other. The GUARD, if it is among
+            them, has a turn between them every GUARD_EVERY_MS.
         config: How many samples, how far apart, for how long.
         threads: The target's; with more than one, a sample is compared with the best wall time
             by processor time seen for its network, not with 1.
@@ -152,15 +154,16 @@ def measure(
     run_ms = _warm_up(bench, tasks, first_ms, config)
     generator = np.random.default_rng(config.seed)
     judge = Judge.by(known or Known(), threads)
-    guards = [list(paths).index(GUARD)] if GUARD in paths else []
+    guards = np.flatnonzero([task.label == GUARD for task in tasks])
     began_s = bench.seconds()
     record = np.empty((0, 6))
     unfinished = np.setdiff1d(np.arange(count), guards)
     while len(unfinished) and bench.seconds() - began_s < 2 * config.time_limit_s:
-        order = np.array([*guards, *generator.permutation(unfinished), *guards], dtype=np.int64)
-        found = bench.run([tasks[index].visit(run_ms[index], config) for index in order])
-        ends = (found[0], found[-1]) if guards else ()
-        guard_ms = max((float(np.median(samples[:, 0])) for samples in ends), default=0.0)
+        visits = [task.visit(ms, config) for task, ms in zip(tasks, run_ms, strict=True)]
+        lasts_ms = run_ms * [visit.prime + visit.loops * visit.samples for visit in visits]
+        order = _between_guards(generator.permutation(unfinished), lasts_ms, guards)
+        found = bench.run([visits[index] for index in order])
+        guard_ms = _guard_beside(np.isin(order, guards), found)
         record = np.concatenate([record, *_rows(order, found, bench.seconds(), guard_ms)])
         is_clean = judge.is_clean(record)
         unfinished = _unfinished(record[is_clean], count, config)
@@ -322,23 +325,46 @@ def cold_name(name: str) -> str:
     return f"{name} (cold)"
 
 
-def _rows(
-    order: npt.NDArray[np.int64], found: Sequence[Times], at_s: float, guard_ms: float
-) -> list[Times]:
+def _between_guards(order: Indices, lasts_ms: Times, guards: Indices) -> Indices:
+    """Return the order with the guard, if there is one, at its ends and every GUARD_EVERY_MS."""
+    if not len(guards):
+        return order
+    turns, since_ms = [*guards], 0.0
+    for place, index in enumerate(order):
+        turns.append(index)
+        since_ms += float(lasts_ms[index])
+        if since_ms >= GUARD_EVERY_MS or place == len(order) - 1:
+            turns.extend(guards)
+            since_ms = 0.0
+    return np.array(turns, dtype=np.int64)
+
+
+def _guard_beside(is_guard: npt.NDArray[np.bool_], found: Sequence[Times]) -> Times:
+    """Return for each visit the ms of the slower guard of the last and the next one; 0: none."""
+    medians = [float(np.median(samples[:, 0])) for samples in found]
+    own = np.where(is_guard, medians, 0.0)
+    last = np.maximum.accumulate(np.where(is_guard, np.arange(len(own)), 0))
+    ahead = np.where(is_guard, np.arange(len(own)), len(own) - 1)
+    following = np.minimum.accumulate(ahead[::-1])[::-1]
+    beside: Times = np.maximum(own[last], own[following])
+    return beside
+
+
+def _rows(order: Indices, found: Sequence[Times], at_s: float, guard_ms: Times) -> list[Times]:
     """Return rows (index, time, wall ms, processor ms, ms of the reference beside it, and ms of the
-    guard around its round)."""
+    guard beside the visit)."""
     rows = []
-    for index, samples in zip(order, found, strict=True):
-        ends = [np.full(len(samples), value) for value in (index, at_s, guard_ms)]
+    for index, samples, beside_ms in zip(order, found, guard_ms, strict=True):
+        ends = [np.full(len(samples), value) for value in (index, at_s, beside_ms)]
         rows.append(np.column_stack([*ends[:2], samples, ends[2]]))
     return rows
 
 
-def _counts(rows: Times, count: int) -> npt.NDArray[np.int64]:
+def _counts(rows: Times, count: int) -> Indices:
     return np.bincount(rows[:, 0].astype(np.int64), minlength=count)
 
 
-def _unfinished(clean: Times, count: int, config: ProfileConfig) -> npt.NDArray[np.int64]:
+def _unfinished(clean: Times, count: int, config: ProfileConfig) -> Indices:
     """Return the indices that still want clean samples, from more rounds or further apart."""
     left = []
     for index in range(count):

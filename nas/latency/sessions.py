@@ -22,7 +22,7 @@ from nas.block import Block, parse
 from nas.latency.bench import Bench
 from nas.latency.compose import Workshop
 from nas.latency.guard import GUARD, GUARD_CHAIN, has_caches
-from nas.latency.judge import MAX_REFERENCE
+from nas.latency.judge import GUARD_KNOWN, MAX_REFERENCE
 from nas.latency.measure import (
     ProfileConfig,
     Progress,
@@ -114,7 +114,7 @@ class Sessions:
         `unsure` names those that want more samples than `measure` takes of each (see there).
         With `is_guarded` they are timed while nobody else fills the shared cache, or are grade C.
         The table comes back knowing this session: `reference_ms`, the lowest seen,
-        `guard_by_reference`, the same of the guard, and `drift`, what this session's times were
+        GUARD_KNOWN, the same of the guard, and `drift`, what this session's times were
         divided by.
         """
         anchors = anchors_of(table)
@@ -139,13 +139,16 @@ class Sessions:
                     ),
                 )
         drift = drift_of(table, {name: series[name] for name in anchors})
+        logger.info("this session ran at %.3f of the table's times", drift)
         seen_ms = min(item.reference_ms for item in series.values())
         guards = series.pop(GUARD, None)
         if guards is not None:
             best = guards.guard_ms / guards.reference_ms
+            usual = guards.median_ms / guards.reference_ms
+            logger.info("the guard took %.3g of the reference, %.3g at its best", usual, best)
             if table.known.guard_by_reference is not None:
                 best = min(best, table.known.guard_by_reference)
-            provenance = {**table.provenance, "guard_by_reference": round(best, 4)}
+            provenance = {**table.provenance, GUARD_KNOWN: round(best, 4)}
             table = replace(table, provenance=provenance)
         scaled = {
             name: replace(item, all_ms=item.all_ms / drift)

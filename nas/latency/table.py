@@ -22,7 +22,7 @@ from nas.latency.calibration import (
     calibration_name,
     footprint_mb,
 )
-from nas.latency.judge import Known
+from nas.latency.judge import GUARD_KNOWN, Known
 from nas.space import SearchSpace
 from nas.target import Target
 
@@ -172,7 +172,7 @@ class LatencyTable:
     @property
     def known(self) -> Known:
         """Its machine at its best."""
-        found = (self.provenance.get(name) for name in ("reference_ms", "guard_by_reference"))
+        found = (self.provenance.get(name) for name in ("reference_ms", GUARD_KNOWN))
         reference_ms, guard = (float(v) if isinstance(v, int | float) else None for v in found)
         return Known(reference_ms=reference_ms, guard_by_reference=guard)
 

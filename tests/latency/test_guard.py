@@ -9,6 +9,7 @@ from nas.block import parse
 from nas.latency import LatencyTable, ProfileConfig, time_networks
 from nas.latency.bench import ChildBench
 from nas.latency.guard import GUARD_CHAIN, guard_file, has_caches
+from nas.latency.judge import GUARD_KNOWN
 from nas.target import PARTS, Target
 
 LARGE = [parse("stem_r4_i3_c256_b1_a0"), parse("mlp_r2_c256_h1024")]
@@ -18,7 +19,7 @@ CONFIG = ProfileConfig(samples=12, spread_s=8.0, time_limit_s=60.0)
 def test_whole_networks_are_timed_while_nobody_else_fills_the_shared_cache(
     make_bench: Any, export: Any, on: Any, target: Target, true_ms: Any
 ) -> None:
-    known = {"reference_ms": 0.2, "guard_by_reference": true_ms(GUARD_CHAIN) / 0.2}
+    known = {"reference_ms": 0.2, GUARD_KNOWN: true_ms(GUARD_CHAIN) / 0.2}
     table = LatencyTable(target=target, entries={}, provenance=known)
     benches = on(make_bench(shared=0.7))
     found = time_networks({"n": LARGE}, table, CONFIG, benches=benches, export=export)
@@ -29,7 +30,7 @@ def test_whole_networks_are_timed_while_nobody_else_fills_the_shared_cache(
 def test_whole_networks_timed_while_the_cache_stays_full_are_grade_c(
     make_bench: Any, export: Any, on: Any, target: Target
 ) -> None:
-    known = {"reference_ms": 0.2, "guard_by_reference": 0.5}
+    known = {"reference_ms": 0.2, GUARD_KNOWN: 0.5}
     table = LatencyTable(target=target, entries={}, provenance=known)
     benches = on(make_bench(shared=1.0))
     found = time_networks({"n": LARGE}, table, CONFIG, benches=benches, export=export)

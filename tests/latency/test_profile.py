@@ -88,14 +88,14 @@ def test_the_table_covers_a_space_and_a_fit_corrects_what_sums_miss(
         share = 1 / (1 + (0.25 / footprint) ** 6) if chain[-1].kind == "head" else 0.0
         return float(true_ms(chain)) * (1 + 0.2 * share)  # 0.2 is what a FakeBench's cold runs add
 
-    config = ProfileConfig(samples=24, spread_s=1.0, calibrate_on=16)
+    config = ProfileConfig(samples=24, spread_s=1.0, calibrate_on=24)
     bench = make_bench(cost=cost, jitter=0.003)
     table = profile(tiny, target, tmp_path / "t.json", config, benches=on(bench), export=export)
     fit = table.calibrations["tiny@32"]
     assert fit.counts_cold
     assert fit.coefficients["knee_mb"] == pytest.approx(0.25, rel=0.3)
     assert fit.held_out["mean"] < 0.02 < fit.held_out["mean_of_sum"]
-    assert len(set(fit.fitted_on)) == 16
+    assert len(set(fit.fitted_on)) == 24
     rng = np.random.default_rng(5)
     for level in (0.1, 0.5, 0.9):
         blocks = tiny.blocks(tiny.sample(rng, level=level))
