@@ -12,7 +12,7 @@ from nas.errors import ConfigError
 from nas.latency.calibrate import draw, relative_line
 from nas.latency.calibration import Calibration, Costs
 from nas.latency.compose import Export, Workshop
-from nas.latency.guard import GUARD, GUARD_CHAIN, has_caches
+from nas.latency.guard import GUARD, GUARD_CHAIN, needs_guard
 from nas.latency.interpolate import interpolated_in
 from nas.latency.measure import ProfileConfig, Progress, child_bench, measure_networks
 from nas.latency.plan import session_seconds
@@ -147,9 +147,9 @@ def time_networks(
 ) -> dict[str, Timing]:
     """Return measured latencies of whole networks of random weights, to hold against a table.
 
-    They are timed while others leave the shared cache alone, or are grade C. They are joined from
-    their parts, which takes a tenth of an export's time and gives the runtime the same operators;
-    weights do not change a latency.
+    Large ones are timed while others leave the shared cache alone, or are grade C. They are joined
+    from their parts, which takes a tenth of an export's time and gives the runtime the same
+    operators; weights do not change a latency.
 
     Args:
         networks: Name to blocks.
@@ -163,7 +163,8 @@ def time_networks(
         UnreliableTiming, DeviceError: as `measure_networks`.
     """
     chains = {name: parts_of(blocks) for name, blocks in networks.items()}
-    if has_caches(table.target):
+    sizes = [sum(part.bytes for part in chain) for chain in chains.values()]
+    if needs_guard(table.target, sizes):
         chains[GUARD] = GUARD_CHAIN
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
         progress(0, len(networks), "exporting whole networks")

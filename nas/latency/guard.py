@@ -4,10 +4,11 @@ The reference kernel (worker.py) lives in a core's own caches and sees nothing o
 the cache that all cores share, which slows down networks of some megabytes for minutes.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from nas.block import Mlp
-from nas.latency.compose import Export, Workshop
+from nas.latency.compose import Workshop, weight_bytes
 from nas.latency.recipes import Chain, lead_in
 from nas.target import RUNTIMES, Target
 
@@ -15,6 +16,7 @@ GUARD = "(guard)"
 # 4.7 million weights, 19 MB in fp32, and little work. Beside neighbours who slowed networks of 9
 # to 17 MB by 10 % it took 25 % longer, one of 8 MB only 1 % (LOG.md).
 GUARD_CHAIN: Chain = (lead_in(768, 2), Mlp(resolution=2, channels=768, hidden=3072))
+GUARDED_BYTES = 2_000_000  # of weights: smaller networks run from a core's own caches
 
 
 def has_caches(target: Target) -> bool:
@@ -23,19 +25,24 @@ def has_caches(target: Target) -> bool:
     return facts is not None and not facts.accelerator
 
 
-def guard_file(target: Target, folder: Path, export: Export | None = None) -> Path | None:
-    """Write the guard as a target's runtime takes it; None where networks run on no processor.
+def needs_guard(target: Target, sizes: Iterable[int]) -> bool:
+    """Return whether any of networks with so many bytes of weights needs the shared cache."""
+    return has_caches(target) and any(size >= GUARDED_BYTES for size in sizes)
+
+
+def guard_file(network: Path, target: Target, folder: Path) -> Path | None:
+    """Write the guard as a target's runtime takes it; None where a network needs none.
 
     Args:
-        target: What it is for.
+        network: What is timed: an ONNX file or a timm folder.
+        target: On what.
         folder: Where to write, for this alone.
-        export: Writes ONNX files of parts; `nas.network.onnx.parts_to_onnx` by default.
 
     Raises:
         StorageError: the folder is full or cannot be written.
     """
-    if not has_caches(target):
+    if not needs_guard(target, [weight_bytes(network)]):
         return None
-    workshop = Workshop(folder, export, batch=target.batch, takes=target.takes)
+    workshop = Workshop(folder, batch=target.batch, takes=target.takes)
     workshop.export([GUARD_CHAIN])
     return workshop.join({GUARD: GUARD_CHAIN}, folder)[GUARD]

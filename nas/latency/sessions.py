@@ -21,7 +21,7 @@ import numpy as np
 from nas.block import Block, parse
 from nas.latency.bench import Bench
 from nas.latency.compose import Workshop
-from nas.latency.guard import GUARD, GUARD_CHAIN, has_caches
+from nas.latency.guard import GUARD, GUARD_CHAIN, needs_guard
 from nas.latency.judge import GUARD_KNOWN, MAX_REFERENCE
 from nas.latency.measure import (
     ProfileConfig,
@@ -112,13 +112,15 @@ class Sessions:
         """Return the samples of chains, as if taken when the table was begun; of some cold too.
 
         `unsure` names those that want more samples than `measure` takes of each (see there).
-        With `is_guarded` they are timed while nobody else fills the shared cache, or are grade C.
+        With `is_guarded` they are timed while nobody else fills the shared cache, or are grade C,
+        unless all are too small to need it.
         The table comes back knowing this session: `reference_ms`, the lowest seen,
         GUARD_KNOWN, the same of the guard, and `drift`, what this session's times were
         divided by.
         """
         anchors = anchors_of(table)
-        is_guarded = is_guarded and has_caches(self._target)
+        sizes = (sum(part.bytes for part in chain) for chain in chains.values())
+        is_guarded = is_guarded and needs_guard(self._target, sizes)
         every = {**anchors, **chains, **({GUARD: GUARD_CHAIN} if is_guarded else {})}
         self._teller.tell(0.0, f"exporting {what}")
         self._workshop.export(list(every.values()))

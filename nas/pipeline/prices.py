@@ -211,7 +211,7 @@ def _measured(
             QUICK,
             progress=progress,
             known=table.known if table is not None else None,
-            guard=guard_file(target, Path(folder) / "guard"),
+            guard=guard_file(file, target, Path(folder) / "guard"),
         )
         return found[what]
 

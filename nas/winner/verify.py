@@ -290,7 +290,7 @@ def measure(
             config,
             progress=progress,
             known=known,
-            guard=guard_file(target, Path(scratch) / "guard"),
+            guard=guard_file(file, target, Path(scratch) / "guard"),
             bench=bench,
         )[NAME]
     return result_of(timing, target)

@@ -48,8 +48,10 @@ def test_entries_added_while_the_machine_was_slow_are_as_if_it_had_not_been(
 
 
 def test_a_fit_does_not_take_a_slow_session_for_a_property_of_networks(
-    make_bench: Any, export: Any, on: Any, true_ms: Any, target: Target, tmp_path: Path
-) -> None:
+    make_bench: Any, export: Any, on: Any, true_ms: Any, target: Target, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("nas.latency.guard.GUARDED_BYTES", 1000)
     space = SearchSpace.load("tiny").replace(num_classes=10)
     path = tmp_path / "t.json"
     blocks = space.every_block()
@@ -78,8 +80,10 @@ def test_a_machine_that_is_faster_than_when_the_table_was_begun_is_said(
 
 
 def test_whole_networks_have_a_guard_that_the_table_remembers(
-    make_bench: Any, export: Any, on: Any, true_ms: Any, target: Target, tmp_path: Path
-) -> None:
+    make_bench: Any, export: Any, on: Any, true_ms: Any, target: Target, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("nas.latency.guard.GUARDED_BYTES", 1000)
     space = SearchSpace.load("tiny").replace(num_classes=10)
     config = ProfileConfig(samples=12, spread_s=0.5, time_limit_s=4.0, calibrate_on=6)
     path = tmp_path / "t.json"
