@@ -62,7 +62,7 @@ class Progress:
 
     def __call__(self, done: int, total: int, text: str) -> None:
         """Print it, if it is time."""
-        if time.monotonic() - self._told_s >= TELL_S or done == total:
+        if time.monotonic() - self._told_s >= TELL_S:
             self._told_s = time.monotonic()
             print(f"{done}/{total} {text}", file=sys.stderr, flush=True)
 

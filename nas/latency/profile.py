@@ -278,7 +278,8 @@ def _price(
     ms = sum(weight * series[name].median_ms for name, weight in used.items())
     low, high = (float(value) for value in np.quantile(samples, [0.25, 0.75]))
     of_samples = STANDARD_ERROR * (high - low) / math.sqrt(count)
-    return ms, max(of_samples, _error_of_places(used, series)), samples
+    places = (weight * series[name].error_of_places for name, weight in used.items())
+    return ms, max(of_samples, math.hypot(*places)), samples
 
 
 def _unsure(batch: Sequence[Recipe], series: Mapping[str, Series]) -> set[str]:
@@ -290,19 +291,6 @@ def _unsure(batch: Sequence[Recipe], series: Mapping[str, Series]) -> set[str]:
             ms, error_ms, _ = _price(used, series)
             names |= set(used) if error_ms > MAX_ERROR_A * max(ms, 0.0) else set()
     return names
-
-
-def _error_of_places(used: Mapping[str, float], series: Mapping[str, Series]) -> float:
-    """Return the standard error that the places of chains in memory leave, in ms.
-
-    Samples taken at one place share its error, so that more of them do not lower it.
-    """
-    variance = 0.0
-    for name, weight in used.items():
-        places = series[name].by_place
-        if len(places) > 1:
-            variance += weight**2 * float(places.var(ddof=1)) / len(places)
-    return math.sqrt(variance)
 
 
 def _grade(used: Sequence[Series], error: float) -> str:

@@ -20,7 +20,15 @@ from nas.latency.plan import standing
 from nas.latency.plan_folder import PlanManifest
 from nas.latency.recipes import Recipe, chain_name
 from nas.latency.table import Entry, LatencyTable
-from nas.latency.timing import GRADE_A, GRADE_B, MIN_CLEAN, STANDARD_ERROR, Timing, grade_of_error
+from nas.latency.timing import (
+    CI_ERRORS,
+    GRADE_A,
+    GRADE_B,
+    MIN_CLEAN,
+    STANDARD_ERROR,
+    Timing,
+    grade_of_error,
+)
 from nas.target import Target
 
 COLUMNS = ("file", "median_ms", "p10_ms", "p90_ms", "runs")
@@ -360,7 +368,7 @@ def _timing(item: Seen) -> Timing:
         p10=p10_ms,
         p90=p90_ms,
         p95=item.ms + 1.645 * sigma_ms,
-        ci_high_ms=item.ms + 1.96 * error_ms,
+        ci_high_ms=item.ms + CI_ERRORS * error_ms,
         clean=item.rows,
         taken=item.rows,
         grade=item.grade,

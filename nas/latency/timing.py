@@ -11,7 +11,7 @@ from nas.latency.bench import Times
 
 SAMPLES_A_VISIT = 4
 MIN_CLEAN = 3  # fewer are no measurement at all
-CONFIDENCE = 0.95
+CONFIDENCE, CI_ERRORS = 0.95, 1.96  # of an interval, and its half width in standard errors
 GRADE_A, GRADE_B = 0.05, 0.10  # largest interquartile range by median
 STANDARD_ERROR = 1.2533 / 1.349  # of a median: times interquartile range by root of samples
 MAX_ERROR_A, MAX_ERROR_B = 0.015, 0.03  # largest standard error of a price, by the price
@@ -22,8 +22,8 @@ class Timing:
     """One network's latency in ms, batch as in its Target.
 
     Median, p10 and p90 are of clean samples; p95 is of all samples, disturbed ones included.
-    `ci_high_ms` is the upper end of the median's 95 % bootstrap interval; `spread` is the
-    interquartile range by the median. Grade A: spread below 5 % and half of the samples clean;
+    `ci_high_ms` is the upper end of the median's 95 % interval: of a bootstrap over samples, or of
+    the places in memory, where that is wider; `spread` is the interquartile range by the median. Grade A: spread below 5 % and half of the samples clean;
     B: spread below 10 %; C: the rest, fewer clean samples than asked for, or a machine that was
     slower all the time than it is known to be. `repeat` is how far the medians of every other
     visit are apart, by the second: the error that measuring again would make.
@@ -81,6 +81,15 @@ class Series:
         return np.array([np.median(own) for own in each if len(own)])
 
     @property
+    def error_of_places(self) -> float:
+        """Standard error, in ms, that the places in memory leave in a median over them.
+
+        Samples taken at one place share its error, so that more of them do not lower it.
+        """
+        places = self.by_place
+        return float(places.std(ddof=1)) / math.sqrt(len(places)) if len(places) > 1 else 0.0
+
+    @property
     def median_ms(self) -> float:
         """Median of the clean samples."""
         return float(np.median(self.clean_ms))
@@ -128,6 +137,7 @@ def summarise(series: Series, *, seed: int = 0) -> Timing:
             rng=np.random.default_rng(seed),
         ).confidence_interval
         high = float(interval.high)
+    high = max(high, median + CI_ERRORS * series.error_of_places)
     return Timing(
         median_ms=median,
         p10=p10,

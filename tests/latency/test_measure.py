@@ -23,7 +23,7 @@ from nas.latency.measure import (
     measure_networks,
     prime_runs,
 )
-from nas.latency.timing import Series, grade, summarise
+from nas.latency.timing import SAMPLES_A_VISIT, Series, grade, summarise
 from nas.target import Target
 
 PARTS = ["dw_r4_c16", "dw_r32_c64", "ffn_r8_c64_h128", "ffn_r14_c256_h1024", "mlp_r28_c96_h384"]
@@ -250,6 +250,22 @@ def test_a_timing_says_its_quantiles_its_interval_and_what_a_user_would_see(
     assert busy.grade == "B"
     assert busy.p95 > 1.3 * busy.median_ms
     assert busy.clean < busy.taken
+
+
+def test_an_interval_counts_that_processes_differ_not_only_samples() -> None:
+    def upper(*places: float) -> float:
+        visits = np.repeat(np.tile(places, 5), SAMPLES_A_VISIT)
+        values = visits * (1 + 0.001 * np.sin(np.arange(len(visits))))
+        clean = np.ones(len(values), dtype=bool)
+        series = Series(
+            all_ms=values, is_clean=clean, wanted=60, reference_ms=0.1, held=len(places)
+        )
+        return summarise(series).ci_high_ms
+
+    assert upper(1.0, 1.0, 1.0) == pytest.approx(1.0, abs=0.001)
+    apart = upper(0.95, 1.0, 1.05)  # standard error 0.05 / sqrt(3)
+    assert apart == pytest.approx(1 + 1.96 * 0.0289, abs=0.003)
+    assert upper(0.95, 0.95, 1.0, 1.0, 1.05, 1.05) < apart, "six processes know it better"
 
 
 @pytest.mark.parametrize(("jitter", "letter"), [(0.01, "A"), (0.11, "B"), (0.4, "C")])
