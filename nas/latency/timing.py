@@ -23,10 +23,11 @@ class Timing:
 
     Median, p10 and p90 are of clean samples; p95 is of all samples, disturbed ones included.
     `ci_high_ms` is the upper end of the median's 95 % interval: of a bootstrap over samples, or of
-    the places in memory, where that is wider; `spread` is the interquartile range by the median. Grade A: spread below 5 % and half of the samples clean;
-    B: spread below 10 %; C: the rest, fewer clean samples than asked for, or a machine that was
-    slower all the time than it is known to be. `repeat` is how far the medians of every other
-    visit are apart, by the second: the error that measuring again would make.
+    the places in memory, where that is wider; `spread` is the interquartile range by the median.
+    Grade A: spread below 5 % and half of the samples clean; B: spread below 10 %; C: the rest,
+    fewer clean samples than asked for, or a machine that was slower all the time than it is known
+    to be. `repeat` is how far the medians of every other visit are apart, by the second: the error
+    that measuring again would make.
     """
 
     median_ms: float
