@@ -52,6 +52,7 @@ class Passes:
         is_apart = isinstance(self.model, DistributedDataParallel) or self.device.type != "cpu"
         self.threads = 1 if is_apart else config.path_threads or _free_threads()
         self._pool: ThreadPoolExecutor | None = None
+        self._views: list[Tensor] = []
 
     def run(self, paths: Sequence[StepPath], batch: Batch, *, taught_by: str = "") -> Losses:
         """Leave the gradients in the parameters; return the mean loss of each role.
@@ -87,6 +88,7 @@ class Passes:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+            self._views = []
 
     # ------------------------------------------------------------ one part of a batch
     def _in_turn(
@@ -140,6 +142,11 @@ class Passes:
 
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="path")
+            # torch makes the node that takes a parameter's gradient when a graph needs it and none
+            # lives, under a lock under which it waits for the interpreter; a thread that has the
+            # interpreter and wants the lock stands still with it, for ever (LOG.md). A view keeps
+            # the node alive; a node that Python has in hand itself would not do.
+            self._views = [parameter.view_as(parameter) for parameter in self.parameters]
         begun = [self._pool.submit(work, path) for path in paths]
         found = []
         for each in begun:

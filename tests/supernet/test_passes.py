@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -166,3 +168,27 @@ def test_gradients_keep_the_memory_layout_of_weights_in_channels_last(small, bat
     passes.close()
     for name, value in supernet.named_parameters():
         assert value.grad is None or value.grad.stride() == value.stride(), name
+
+
+THREADS = """
+import sys
+import torch
+from nas.space import SearchSpace
+from nas.supernet import SuperNet, TrainConfig
+from nas.supernet.passes import Passes
+from nas.supernet.paths import step_paths
+from nas.supernet.schedule import Schedule
+
+torch.set_num_threads(1)
+sys.setswitchinterval(1e-5)  # threads meet much more often than they would
+space = SearchSpace.load("tiny").replace(num_classes=4, image_size=16)
+config = TrainConfig(steps=10, sandwich=1.0, largest=0.0, batch_size=2, path_threads=2)
+passes = Passes(SuperNet(space, seed=1), config)
+paths = step_paths(space, Schedule.of(config, steps_per_epoch=1), 2)
+for _ in range(int(sys.argv[1])):
+    passes.run(paths, (torch.randn(2, 3, 16, 16), torch.arange(2)))
+"""
+
+
+def test_threads_that_share_parameters_never_wait_for_each_other_for_ever() -> None:
+    subprocess.run([sys.executable, "-c", THREADS, "60"], check=True, timeout=240)
