@@ -129,9 +129,8 @@ def draw(
 
 
 def to_fit_on(space: SearchSpace, count: int, *, seed: int) -> list[Architecture]:
-    """Return the architectures that a space's calibration rests on: the largest, what a budget in
-    per cent is of, and others by level of cost; none where `count` is 0."""
-    if count < 1:
+    """Return what a fit rests on: the largest (budgets in per cent are of it), others by level."""
+    if not count:
         return []
     largest = space.largest()
     return [largest, *draw(space, count - 1, seed=seed, avoid=[largest.id])]

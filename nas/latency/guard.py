@@ -36,7 +36,7 @@ def guard_file(network: Path, target: Target, folder: Path) -> Path | None:
     Args:
         network: What is timed: an ONNX file or a timm folder.
         target: On what.
-        folder: Where to write, for this alone.
+        folder: Where to write: "0.onnx" or "0.json", and files named after parts.
 
     Raises:
         StorageError: the folder is full or cannot be written.

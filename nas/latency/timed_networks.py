@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from nas.errors import CorruptFile
 from nas.files import digest_json, read_json, write_json
 from nas.latency.measure import ProfileConfig
 from nas.latency.table import LatencyTable
@@ -49,10 +50,12 @@ class TimedNetworks:
         entries = {name: entry.ms for name, entry in table.entries.items()}
         made_for = digest_json([space.digest, plain, entries])
         path = Path(f"{table.path}.networks")
-        value = read_json(path) if path.is_file() else None
+        value = read_json(path) if path.is_file() else {}
+        if not isinstance(value, dict):
+            raise CorruptFile(f"{path} must hold an object, and does not. Delete it.")
         measured_ms: dict[str, float] = {}
-        if isinstance(value, dict) and value.get("made_for") == made_for:
-            measured_ms = value.get("measured_ms", {})
+        if value.get("schema") == SCHEMA and value.get("made_for") == made_for:
+            measured_ms = value["measured_ms"]
             logger.info("%d whole networks were timed before", len(measured_ms))
         return cls(path=path, made_for=made_for, measured_ms=measured_ms)
 

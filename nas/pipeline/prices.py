@@ -204,14 +204,13 @@ def _measured(
             file = to_onnx(model, Path(folder) / "model.onnx", batch=target.batch)
         else:
             file = timm_models.save(model, Path(folder) / "model")
-        (Path(folder) / "guard").mkdir()
         found = measure_networks(
             {what: file},
             target,
             QUICK,
             progress=progress,
             known=table.known if table is not None else None,
-            guard=guard_file(file, target, Path(folder) / "guard"),
+            guard=guard_file(file, target, Path(folder)),
         )
         return found[what]
 

@@ -283,14 +283,13 @@ def measure(
         file = folder if takes_folder else timed_file(folder, target)
         if target.batch != 1 and not takes_folder:
             file = network.to_onnx(_load(folder), Path(scratch) / ONNX, batch=target.batch)
-        (Path(scratch) / "guard").mkdir()
         timing = measure_networks(
             {NAME: file},
             target,
             config,
             progress=progress,
             known=known,
-            guard=guard_file(file, target, Path(scratch) / "guard"),
+            guard=guard_file(file, target, Path(scratch)),
             bench=bench,
         )[NAME]
     return result_of(timing, target)

@@ -186,9 +186,14 @@ config = TrainConfig(steps=10, sandwich=1.0, largest=0.0, batch_size=2, path_thr
 passes = Passes(SuperNet(space, seed=1), config)
 paths = step_paths(space, Schedule.of(config, steps_per_epoch=1), 2)
 for _ in range(int(sys.argv[1])):
-    passes.run(paths, (torch.randn(2, 3, 16, 16), torch.arange(2)))
+    losses = passes.run(paths, (torch.randn(2, 3, 16, 16), torch.arange(2)))
+    print(sorted(losses), all(loss.isfinite() for loss in losses.values()))
 """
 
 
 def test_threads_that_share_parameters_never_wait_for_each_other_for_ever() -> None:
-    subprocess.run([sys.executable, "-c", THREADS, "60"], check=True, timeout=240)
+    command = [sys.executable, "-c", THREADS, "60"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240)  # or it hangs
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 60 and set(lines) == {"['largest', 'random', 'smallest'] True"}
