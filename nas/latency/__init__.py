@@ -4,9 +4,10 @@ Nothing here loads torch or a runtime before something is exported or timed.
 """
 
 from nas.latency.check import Check, check, compare, time_networks
-from nas.latency.measure import QUICK, ProfileConfig, measure_networks
+from nas.latency.measure import measure_networks
 from nas.latency.plan import Plan, plan
 from nas.latency.profile import profile
+from nas.latency.profile_config import QUICK, ProfileConfig
 from nas.latency.table import LatencyTable, find_table
 from nas.latency.timing import Timing
 

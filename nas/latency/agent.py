@@ -18,7 +18,8 @@ from nas.errors import ConfigError, DeviceError, TryAgain
 from nas.files import into
 from nas.latency.bench import Bench, Visit
 from nas.latency.file_store import FileStore
-from nas.latency.measure import ProfileConfig, child_bench
+from nas.latency.measure import child_bench
+from nas.latency.profile_config import ProfileConfig
 from nas.latency.protocol import (
     MAX_LOADS,
     MAX_LOOPS,

@@ -9,13 +9,15 @@ import numpy as np
 
 from nas.block import Block
 from nas.errors import ConfigError
-from nas.latency.calibrate import draw, relative_line
+from nas.latency.calibrate import draw
 from nas.latency.calibration import Calibration, Costs
 from nas.latency.compose import Export, Workshop
+from nas.latency.forms import relative_line
 from nas.latency.guard import GUARD, GUARD_CHAIN, needs_guard
 from nas.latency.interpolate import interpolated_in
-from nas.latency.measure import ProfileConfig, Progress, child_bench, measure_networks
+from nas.latency.measure import Progress, child_bench, measure_networks
 from nas.latency.plan import session_seconds
+from nas.latency.profile_config import ProfileConfig
 from nas.latency.recipes import parts_of
 from nas.latency.sessions import Benches, Sessions, Teller
 from nas.latency.table import LatencyTable

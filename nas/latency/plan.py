@@ -9,8 +9,10 @@ from nas.block import Block, parse
 from nas.errors import ConfigError
 from nas.latency.calibrate import to_fit_on
 from nas.latency.interpolate import is_measured, to_measure
-from nas.latency.measure import ProfileConfig, by_bytes, loadable_bytes, prime_runs
+from nas.latency.measure import by_bytes, loadable_bytes
+from nas.latency.profile_config import ProfileConfig
 from nas.latency.recipes import Chain, Recipe, block_recipes, chain_name, parts_of, recipes
+from nas.latency.rounds import prime_runs
 from nas.latency.table import LatencyTable
 from nas.latency.timing import SAMPLES_A_VISIT
 from nas.space import SearchSpace

@@ -24,8 +24,9 @@ from nas.files import (
 )
 from nas.latency.calibrate import draw
 from nas.latency.compose import Export, Workshop
-from nas.latency.measure import ProfileConfig, Progress
+from nas.latency.measure import Progress
 from nas.latency.plan import chains_of
+from nas.latency.profile_config import ProfileConfig
 from nas.latency.recipes import Chain, Recipe, chain_name, parts_of, recipe, recipes
 from nas.space import Architecture, SearchSpace
 from nas.target import EXPORTER, OPSET

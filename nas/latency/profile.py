@@ -20,14 +20,7 @@ from nas.latency.compose import Export, Workshop
 from nas.latency.guard import has_caches
 from nas.latency.interpolate import filled
 from nas.latency.judge import MAX_REFERENCE, MAX_WALL_PER_CPU
-from nas.latency.measure import (
-    PRIME_MS,
-    PRIME_RUNS,
-    ProfileConfig,
-    Progress,
-    child_bench,
-    cold_name,
-)
+from nas.latency.measure import Progress, child_bench
 from nas.latency.plan import (
     batch_seconds,
     batches_of,
@@ -36,7 +29,9 @@ from nas.latency.plan import (
     plan_from,
     standing,
 )
+from nas.latency.profile_config import ProfileConfig
 from nas.latency.recipes import Recipe, chain_name, recipe
+from nas.latency.rounds import PRIME_MS, PRIME_RUNS, cold_name
 from nas.latency.sessions import Benches, Sessions, Teller
 from nas.latency.table import Entry, LatencyTable
 from nas.latency.timed_networks import TimedNetworks

@@ -22,7 +22,7 @@ import numpy as np
 from nas.errors import ConfigError, CorruptFile, DeviceError, NasError, TryAgain
 from nas.files import digest_file
 from nas.latency.bench import MAX_RUN_MS, Bench, Times, Visit
-from nas.latency.measure import ProfileConfig
+from nas.latency.profile_config import ProfileConfig
 from nas.latency.protocol import (
     MAX_ANSWER_BYTES,
     MAX_LOADS,

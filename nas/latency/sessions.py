@@ -23,17 +23,11 @@ from nas.latency.bench import Bench
 from nas.latency.compose import Workshop
 from nas.latency.guard import GUARD, GUARD_CHAIN, needs_guard
 from nas.latency.judge import GUARD_KNOWN, MAX_REFERENCE
-from nas.latency.measure import (
-    ProfileConfig,
-    Progress,
-    Unsure,
-    by_bytes,
-    loadable_bytes,
-    measure,
-    sure,
-)
+from nas.latency.measure import Progress, by_bytes, loadable_bytes
 from nas.latency.plan import session_seconds
+from nas.latency.profile_config import ProfileConfig
 from nas.latency.recipes import Chain, parts_of
+from nas.latency.rounds import Unsure, measure, sure
 from nas.latency.table import LatencyTable
 from nas.latency.timing import MIN_CLEAN, Series
 from nas.target import Target

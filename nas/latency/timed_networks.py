@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nas.errors import CorruptFile
 from nas.files import digest_json, read_json, write_json
-from nas.latency.measure import ProfileConfig
+from nas.latency.profile_config import ProfileConfig
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Series
 from nas.space import SearchSpace

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nas.block import Block, parse
 from nas.latency.bench import Visit
-from nas.latency.measure import ProfileConfig
+from nas.latency.profile_config import ProfileConfig
 from nas.target import Device, Target
 
 SESSION_MS = 0.008

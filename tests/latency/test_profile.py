@@ -21,9 +21,9 @@ from nas.errors import (
 )
 from nas.files import lock
 from nas.latency import LatencyTable, ProfileConfig, plan, profile
-from nas.latency.measure import cold_name
 from nas.latency.profile import entry
 from nas.latency.recipes import recipe
+from nas.latency.rounds import cold_name
 from nas.latency.timing import Series
 from nas.space import SearchSpace
 from nas.target import Target

@@ -10,7 +10,8 @@ import pytest
 from nas.errors import DeviceError
 from nas.latency import bench as benches
 from nas.latency.bench import Visit
-from nas.latency.measure import ProfileConfig, child_bench, measure_networks
+from nas.latency.measure import child_bench, measure_networks
+from nas.latency.profile_config import ProfileConfig
 from nas.latency.quantize import is_quantized
 from nas.latency.several import SeveralBench
 from nas.target import Target

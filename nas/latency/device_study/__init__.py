@@ -8,7 +8,7 @@ from nas.latency.device_study.observation import Comparison, Observation, OpShar
 from nas.latency.device_study.question import Pair, Question, Variant
 from nas.latency.device_study.stairs import Step
 from nas.latency.device_study.study import CONFIG, FILE, DeviceStudy, begin, run
-from nas.latency.measure import ProfileConfig
+from nas.latency.profile_config import ProfileConfig
 
 __all__ = [
     "CONFIG",

@@ -15,8 +15,9 @@ from nas.latency.device_study.observation import Observation, Row, row_of
 from nas.latency.device_study.op_groups import shares_of
 from nas.latency.device_study.question import Question
 from nas.latency.device_study.stairs import Step, steps_of
-from nas.latency.measure import ProfileConfig, Progress, measure_networks
+from nas.latency.measure import Progress, measure_networks
 from nas.latency.op_times import op_times
+from nas.latency.profile_config import ProfileConfig
 from nas.latency.timing import Timing
 from nas.target import Target
 

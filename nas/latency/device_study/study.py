@@ -14,7 +14,8 @@ from nas.files import into, read_json, to_plain, write_json
 from nas.latency.device_study.answer import Hands, answer
 from nas.latency.device_study.observation import Observation
 from nas.latency.device_study.question import Question
-from nas.latency.measure import ProfileConfig, Progress
+from nas.latency.measure import Progress
+from nas.latency.profile_config import ProfileConfig
 from nas.target import RuntimeFacts, Target, runtime_facts
 
 SCHEMA = 1

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from nas.latency.device_study import Hands, Pair, Question, Row, Variant
-from nas.latency.measure import ProfileConfig, Progress
+from nas.latency.measure import Progress
+from nas.latency.profile_config import ProfileConfig
 from nas.latency.timing import Timing
 from nas.target import Target
 

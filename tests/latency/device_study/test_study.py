@@ -263,7 +263,7 @@ def test_hands_are_the_real_ones_unless_told_otherwise() -> None:
 @pytest.mark.slow
 def test_a_real_question_is_exported_timed_and_answered(tmp_path: Path) -> None:
     from nas.latency.device_study.catalogue import questions
-    from nas.latency.measure import ProfileConfig
+    from nas.latency.profile_config import ProfileConfig
 
     here = Target.parse("onnxruntime")
     config = ProfileConfig(samples=3, spread_s=0.2, time_limit_s=3.0, processes=1)
