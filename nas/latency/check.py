@@ -149,9 +149,9 @@ def time_networks(
 ) -> dict[str, Timing]:
     """Return measured latencies of whole networks of random weights, to hold against a table.
 
-    Large ones are timed while others leave the shared cache alone, or are grade C. They are joined
-    from their parts, which takes a tenth of an export's time and gives the runtime the same
-    operators; weights do not change a latency.
+    Large ones are timed while others leave the shared cache alone, or are grade C. ONNX files are
+    joined from their parts, which takes a tenth of an export's time and gives the runtime the same
+    operators; torch runs them as timm builds them. Weights do not change a latency.
 
     Args:
         networks: Name to blocks.
@@ -164,8 +164,8 @@ def time_networks(
     Raises:
         UnreliableTiming, DeviceError: as `measure_networks`.
     """
-    chains = {name: parts_of(blocks) for name, blocks in networks.items()}
-    sizes = [sum(part.bytes for part in chain) for chain in chains.values()]
+    chains = {name: tuple(blocks) for name, blocks in networks.items()}
+    sizes = [sum(block.bytes for block in chain) for chain in chains.values()]
     if needs_guard(table.target, sizes):
         chains[GUARD] = GUARD_CHAIN
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:

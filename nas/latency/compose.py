@@ -1,8 +1,11 @@
-"""Files of whole chains: ONNX joined from files of single parts, or the names of the parts.
+"""Files of whole chains: ONNX joined from files of single parts, or the names of what is in them.
 
 Exporting is slow, joining is not. Runtimes that take no ONNX get a chain as JSON:
 
     {"schema": 1, "parts": ["stem_r32_i3_c8_b1_a0", ...]}
+
+A chain of blocks from stem to head is a whole network (`is_network`). Joined from its parts it is
+node for node what an export gives; where there is nothing to join it has to be run as it is built.
 """
 
 import json
@@ -10,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from nas.block import Block, parse
+from nas.block import BLOCKS, Block, parse
 from nas.errors import ConfigError, CorruptFile
 from nas.files import read_json, storage_error
+from nas.latency.recipes import parts_of
 from nas.target import ONNX, PARTS
 
 SCHEMA = 1
@@ -130,6 +134,13 @@ def read_parts(path: Path) -> tuple[Block, ...]:
         raise CorruptFile(f"{path}: {error}") from error
 
 
+def is_network(chain: Sequence[Block]) -> bool:
+    """Return whether a chain is a whole network of blocks, not a row of parts."""
+    kinds = [block.kind for block in chain]
+    ends = (kinds[0], kinds[-1]) == ("stem", "head")
+    return ends and len(kinds) > 2 and all(kind in BLOCKS for kind in kinds)
+
+
 def weight_bytes(path: Path) -> int:
     """Return about how many bytes of weights a file or timm folder stands for."""
     if path.is_dir():
@@ -163,10 +174,10 @@ class Workshop:
         self._parts: dict[str, Path] = {}
 
     def export(self, chains: Sequence[Sequence[Block]]) -> None:
-        """Export the parts that these chains lack."""
+        """Export the parts that these chains, of parts or blocks, lack."""
         if self._export is None or self._takes == PARTS:
             return
-        parts = {str(part): part for chain in chains for part in chain}
+        parts = {str(part): part for chain in chains for part in parts_of(chain)}
         missing = [part for name, part in parts.items() if name not in self._parts]
         if missing:
             self._parts.update(self._export(missing, self._folder, batch=self._batch))
@@ -190,7 +201,7 @@ class Workshop:
         """Yield the name and the file's content of each chain."""
         if self._takes == PARTS:
             for name, chain in chains.items():
-                value = {"schema": SCHEMA, "parts": [str(part) for part in chain]}
+                value = {"schema": SCHEMA, "parts": list(map(str, chain))}
                 yield name, json.dumps(value).encode()
             return
         import onnx
@@ -198,8 +209,8 @@ class Workshop:
         models = {
             str(part): onnx.load(self._parts[str(part)], load_external_data=False)
             for chain in chains.values()
-            for part in chain
+            for part in parts_of(chain)
         }
         for name, chain in chains.items():
-            joined = join([models[str(part)] for part in chain], name=name)
+            joined = join([models[str(part)] for part in parts_of(chain)], name=name)
             yield name, joined.SerializeToString()

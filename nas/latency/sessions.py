@@ -164,18 +164,17 @@ class Sessions:
 
         `keep` is given those of each group that is loaded together, as soon as it is done.
 
-        They are joined from their parts, which takes a tenth of an export's time and gives the
-        runtime the same operators; weights do not change a latency.
+        See `time_networks` for how they are made.
 
         Raises:
             UnreliableTiming: a network has too few clean samples; or, if strict, is grade C.
         """
-        chains = {name: parts_of(blocks) for name, blocks in networks.items()}
+        chains = {name: tuple(blocks) for name, blocks in networks.items()}
         held = self._config.held
-        sizes = {name: held * sum(part.bytes for part in chain) for name, chain in chains.items()}
+        sizes = {name: held * sum(block.bytes for block in own) for name, own in chains.items()}
         series: dict[str, Series] = {}
         for group in by_bytes(sizes, loadable_bytes(self._target)):
-            of_group = [chains[name] for name in group]
+            of_group = [parts_of(chains[name]) for name in group]
             seconds = session_seconds(self._config, self._target, networks=of_group)
             self._teller.begin(len(group), seconds)
             table, found = self.time(

@@ -10,9 +10,23 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nas.block import parse, parse_network
 from nas.errors import CorruptFile, StorageError
-from nas.latency.compose import Workshop, join, read_parts, weight_bytes
+from nas.latency.compose import Workshop, is_network, join, read_parts, weight_bytes
 from nas.latency.recipes import parts_of
 from nas.target import PARTS
+
+WHOLE = [
+    "stem_r32_i3_c8-16_b1_a1",
+    "mb4d_r8_c16_h32_p3",
+    "patch_merge_r8_i16_o48_h32_s8_f16-48",
+    "mb4d_r4_c48_h96_p3",
+    "cga_r4_c48_n3_k8_q5-3-3_w7_h48-96",
+    "mb3d_r4_c48_n4_k8_v16_h96",
+    "mb3d_r4_c48_n4_k8_v16_h48",
+    "downsample_r4_i48_o64",
+    "mb3d_r2_c64_n4_k8_v16_h96",
+    "mb3d_r2_c64_n4_k8_v16_h96",
+    "head_r2_i64_o10_ln_d0",
+]
 
 
 def scale(factor: float, *, opset: int = 20, inputs: int = 1) -> Any:
@@ -108,25 +122,26 @@ def test_a_runtime_that_takes_parts_gets_their_names_and_nothing_is_exported(
     assert weight_bytes(file) == sum(part.bytes for part in chain)
 
 
+def test_a_whole_network_is_its_blocks_for_torch_and_its_parts_for_onnx(
+    tmp_path: Path, export: Any
+) -> None:
+    blocks = parse_network(WHOLE)
+    assert is_network(blocks)
+    assert not is_network(parts_of(blocks)), "parts are none of timm's blocks"
+    assert not is_network(blocks[:-1])
+    assert not is_network((blocks[0], blocks[-1])), "a head behind what leads in to it"
+    (file,) = Workshop(tmp_path, takes=PARTS).join({"n": blocks}, tmp_path).values()
+    assert read_parts(file) == blocks
+    workshop = Workshop(tmp_path, export)
+    workshop.export([blocks])
+    (file,) = workshop.join({"n": blocks}, tmp_path).values()
+    assert len(onnx.load(str(file)).graph.node) == len(parts_of(blocks)) > len(blocks)
+
+
 def test_parts_on_a_full_disk_are_a_storage_error(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path, takes=PARTS)
     with pytest.raises(StorageError, match=r"0\.json"):
         workshop.join({"chain": (parse("dw_r4_c8"),)}, tmp_path / "absent")
-
-
-WHOLE = [
-    "stem_r32_i3_c8-16_b1_a1",
-    "mb4d_r8_c16_h32_p3",
-    "patch_merge_r8_i16_o48_h32_s8_f16-48",
-    "mb4d_r4_c48_h96_p3",
-    "cga_r4_c48_n3_k8_q5-3-3_w7_h48-96",
-    "mb3d_r4_c48_n4_k8_v16_h96",
-    "mb3d_r4_c48_n4_k8_v16_h48",
-    "downsample_r4_i48_o64",
-    "mb3d_r2_c64_n4_k8_v16_h96",
-    "mb3d_r2_c64_n4_k8_v16_h96",
-    "head_r2_i64_o10_ln_d0",
-]
 
 
 def optimised_ops(path: Path, folder: Path) -> Counter[str]:

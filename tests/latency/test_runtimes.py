@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import nas.network
 from nas import target as target_module
 from nas.block import parse, parse_network
 from nas.environment import allowed_cores
@@ -247,6 +248,17 @@ def test_torch_times_an_exported_folder_stock_or_not(tmp_path: Path) -> None:
         with torch.inference_mode():
             wanted = model(torch.from_numpy(sample_input((1, 3, side, side))))
         assert np.allclose(found, wanted.numpy(), atol=1e-4)
+
+
+def test_torch_runs_a_whole_network_as_timm_builds_it_not_as_a_row_of_parts(
+    tmp_path: Path,
+) -> None:
+    blocks = parse_network(BLOCKS)
+    (file,) = Workshop(tmp_path, takes=PARTS).join({"whole": blocks}, tmp_path).values()
+    runtime = runtimes.create(Target.parse("torch,fp32"))
+    (runner,) = runtime.load(file)
+    assert isinstance(runner.model, nas.network.NasHybrid)  # type: ignore[attr-defined]
+    assert runner.output().shape == (1, 10)
 
 
 def test_torch_takes_the_target_s_batch(files: dict[str, Path]) -> None:

@@ -17,7 +17,7 @@ import torch.nn as nn
 
 import nas.network
 from nas.errors import ConfigError, DeviceError
-from nas.latency.compose import read_parts
+from nas.latency.compose import is_network, read_parts
 from nas.latency.runtimes.protocol import Runner, Values, first_line, sample_input
 from nas.network.fold import fold_norms
 from nas.network.onnx import input_shape, sample_module
@@ -29,7 +29,9 @@ Wait = Callable[[], None]
 class TorchEager:
     """torch with BatchNorm folded into convolutions, channels last, in inference mode.
 
-    It takes a JSON file of parts (see `nas.latency.compose`), or the folder of a timm model.
+    It takes a JSON file of parts or of a network's blocks (see `nas.latency.compose`), or the
+    folder of a timm model. A network keeps its tokens from one part of a block to the next, and
+    has timm's modules around its blocks: a row of its parts is not the same.
     """
 
     def __init__(self, target: Target) -> None:
@@ -79,10 +81,12 @@ class _TorchRunner:
 
 
 def _chain(path: Path) -> tuple[nn.Module, tuple[int, int, int]]:
-    parts = read_parts(path)
-    first = parts[0]
+    chain = read_parts(path)
+    first = chain[0]
     shape = (first.in_channels, first.resolution, first.resolution)
-    return nn.Sequential(*(sample_module(part) for part in parts)), shape
+    if is_network(chain):
+        return nas.network.NasHybrid(chain), shape
+    return nn.Sequential(*map(sample_module, chain)), shape
 
 
 def _folder(path: Path) -> tuple[nn.Module, tuple[int, int, int]]:
