@@ -1,11 +1,14 @@
 """Verbs that only look: space, doctor."""
 
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
 
 from nas.cli import flags
 from nas.cli.console import Options, emit, guarded, table
+
+DETAIL_WIDTH = 80
 
 
 def space_list(json: flags.Json = False, debug: flags.Debug = False) -> None:
@@ -86,5 +89,9 @@ def doctor(json: flags.Json = False, debug: flags.Debug = False) -> None:
         from nas import pipeline
 
         found = pipeline.doctor()
-        rows = [[check["check"], check["state"], check["detail"]] for check in found["checks"]]
+        rows = [
+            [check["check"], check["state"], line] if place == 0 else ["", "", line]
+            for check in found["checks"]
+            for place, line in enumerate(wrap(check["detail"], DETAIL_WIDTH))
+        ]
         emit(found, table(["check", "", "detail"], rows), options)

@@ -1,9 +1,10 @@
 """How carefully to measure: samples, processes, time limits, and what is measured at all."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nas.errors import ConfigError
+from nas.latency.timing import SAMPLES_A_VISIT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +16,8 @@ class ProfileConfig:
     `samples` clean samples of at least `sample_ms` each are taken, the first and the last
     `spread_s` apart. Up to `batch` entries are timed together for at most `time_limit_s`, and as
     long again those that have next to nothing by then; a child silent for `timeout_s` is ended. A
-    repeating part is read off chains of 1 and `copies`.
+    repeating part is read off chains of 1 and `copies`. A network that is promised to meet a budget
+    is timed in `winner_processes` (see `for_winners`).
     `calibrate_on` whole networks are measured at the end for a fit (0: none). Along a line of
     sizes of one part every `every`-th is measured and the others are interpolated (1: none).
     Where networks held out are off by more than `block_error`, whole blocks are tried in place of
@@ -29,6 +31,7 @@ class ProfileConfig:
     batch: int = 96
     loads: int = 1
     processes: int = 3
+    winner_processes: int = 8
     copies: int = 3
     calibrate_on: int = 0
     every: int = 1
@@ -44,6 +47,7 @@ class ProfileConfig:
             "batch": 1,
             "loads": 1,
             "processes": 1,
+            "winner_processes": 1,
             "calibrate_on": 0,
             "every": 1,
             "spread_s": 0,
@@ -64,6 +68,17 @@ class ProfileConfig:
     def held(self) -> int:
         """How often each network is in memory while it is timed."""
         return self.loads * self.processes
+
+    def for_winners(self) -> "ProfileConfig":
+        """Return the same for networks that a promise is made of, or held to.
+
+        What one process measures is some per cent off for all its life (LOG.md, 2026-11-30), so
+        that a median over three says one thing today and another tomorrow. A table's entries
+        and fits average that out over hundreds of chains; a winner stands alone.
+        """
+        count = max(self.processes, self.winner_processes)
+        visits = SAMPLES_A_VISIT * count  # one in each of them at least
+        return replace(self, processes=count, samples=max(self.samples, visits))
 
 
 QUICK = ProfileConfig(samples=24, spread_s=2.0, time_limit_s=60.0, calibrate_on=24)

@@ -351,7 +351,7 @@ def _measure(
     return time_networks(
         networks,
         table,
-        materials.run.config.profile,
+        materials.run.config.profile.for_winners(),
         progress=progress,
         benches=materials.benches,
         export=materials.parts,

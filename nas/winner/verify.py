@@ -70,7 +70,7 @@ def verify(
         folder: What `export` wrote.
         target: What to time it on; must be this machine's.
         data_name: The data set whose test split is scored; by default the winner's.
-        config: How carefully to time.
+        config: How carefully to time, in as many processes as `for_winners` says.
         known: That of the latency table the promise rests on, if it is at hand: the machine is
             waited for until it is as fast as it was then.
         tolerance: See `judge`.
@@ -90,7 +90,7 @@ def verify(
     winner = Winner.load(folder)
     timing = {
         "target": target.to_json(),
-        "config": to_plain(config or ProfileConfig()),
+        "config": to_plain((config or ProfileConfig()).for_winners()),
         "known": to_plain(known or Known()),
     }
     seen = _seen(folder, winner, data_name, timing, progress, timeout_s)

@@ -24,7 +24,10 @@ from nas.pipeline import materials
 from nas.target import Target
 
 NAME = "tensorrt-10.3_fp16_nchw_b1_t1@jetson-orin-nano-aarch64"
-SETTINGS = "profile.calibrate_on=4 profile.samples=3 profile.spread_s=0.0 check_networks=3"
+SETTINGS = (
+    "profile.calibrate_on=4 profile.samples=3 profile.spread_s=0.0 profile.winner_processes=1 "
+    "check_networks=3"
+)
 
 
 @pytest.fixture(autouse=True)

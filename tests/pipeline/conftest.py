@@ -30,7 +30,8 @@ evaluations: 6
 sampler: random
 check_networks: 3
 threads: 1
-profile: {samples: 3, processes: 1, spread_s: 0.0, time_limit_s: 60.0, calibrate_on: 3}
+profile: {samples: 3, processes: 1, spread_s: 0.0, time_limit_s: 60.0, calibrate_on: 3,
+          winner_processes: 1}
 train: {steps: 12, checkpoint_steps: 3, batch_size: 32}
 teacher: resnet10t
 teach: {epochs: 1, warmup_epochs: 0.5, batch_size: 128, checkpoint_steps: 2}

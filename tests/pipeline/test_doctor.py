@@ -1,7 +1,7 @@
 import pytest
 
 from nas import target as target_module
-from nas.pipeline.doctor import _runtimes
+from nas.pipeline.doctor import _clock, _runtimes
 
 
 def runtimes() -> dict[str, tuple[str, str]]:
@@ -37,3 +37,38 @@ def test_a_precision_that_lacks_its_package_is_told_beside_those_that_work(
     state, detail = runtimes()["openvino"]
     assert state == "ok"
     assert detail.startswith("1.2, fp32; openvino needs nncf for int8")
+
+
+class Clock:
+    """A processor that somebody else slows down in some of the runs of the reference kernel."""
+
+    def __init__(self, slow_every: int) -> None:
+        self.now_s, self.runs, self.slow_every = 0.0, 0, slow_every
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    thread_time = perf_counter
+
+    def run(self) -> None:
+        self.runs += 1
+        self.now_s += 0.2e-3 if self.runs % self.slow_every == 0 else 0.1e-3
+
+
+@pytest.mark.parametrize(
+    ("slow_every", "state", "words"),
+    [
+        (20, "ok", "at full speed in 95% of"),
+        (1, "ok", "at full speed in 100% of"),  # as fast as it ever is
+        (2, "warn", "profiling takes about 2 x as long"),
+    ],
+)
+def test_a_processor_that_others_use_too_is_told_with_what_it_costs(
+    slow_every: int, state: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(slow_every)
+    monkeypatch.setitem(_clock.__globals__, "time", clock)
+    monkeypatch.setattr("nas.latency.worker.reference_kernel", lambda: clock.run)
+    name, found, detail = _clock()
+    assert (name, found) == ("timing", state)
+    assert words in detail

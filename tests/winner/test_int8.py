@@ -237,7 +237,9 @@ def test_a_winner_exported_again_for_fp32_has_no_int8_left(
 @pytest.mark.slow
 def test_a_fresh_process_scores_and_times_the_int8_file(folder: Path, target: Target) -> None:
     result = verify(
-        folder, target=target, config=ProfileConfig(samples=3, spread_s=0.0, processes=1)
+        folder,
+        target=target,
+        config=ProfileConfig(samples=3, spread_s=0.0, processes=1, winner_processes=1),
     )
     result.raise_if_broken()
     plain = json.loads((folder / "winner.json").read_text())

@@ -26,7 +26,7 @@ from nas.target import Target
 from nas.winner import verify as verifying
 from nas.winner.verify import examine, verify, verify_elsewhere
 
-FAST = ProfileConfig(samples=3, spread_s=0.0, processes=1)
+FAST = ProfileConfig(samples=3, spread_s=0.0, processes=1, winner_processes=1)
 
 
 @pytest.fixture(scope="module")
