@@ -13,7 +13,7 @@ from nas.latency.calibrate import draw
 from nas.latency.calibration import Calibration, Costs
 from nas.latency.compose import Export, Workshop
 from nas.latency.forms import relative_line
-from nas.latency.guard import GUARD, GUARD_CHAIN, needs_guard
+from nas.latency.guard import GUARD, with_guard
 from nas.latency.interpolate import interpolated_in
 from nas.latency.measure import Progress, child_bench, measure_networks
 from nas.latency.plan import session_seconds
@@ -164,10 +164,8 @@ def time_networks(
     Raises:
         UnreliableTiming, DeviceError: as `measure_networks`.
     """
-    chains = {name: tuple(blocks) for name, blocks in networks.items()}
-    sizes = [sum(block.bytes for block in chain) for chain in chains.values()]
-    if needs_guard(table.target, sizes):
-        chains[GUARD] = GUARD_CHAIN
+    alone = {name: tuple(blocks) for name, blocks in networks.items()}
+    chains = with_guard(alone, table.target)
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
         progress(0, len(networks), "exporting whole networks")
         takes = table.target.takes

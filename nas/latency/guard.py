@@ -4,7 +4,7 @@ The reference kernel (worker.py) lives in a core's own caches and sees nothing o
 the cache that all cores share, which slows down networks of some megabytes for minutes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nas.block import Mlp
@@ -28,6 +28,13 @@ def has_caches(target: Target) -> bool:
 def needs_guard(target: Target, sizes: Iterable[int]) -> bool:
     """Return whether any of networks with so many bytes of weights needs the shared cache."""
     return has_caches(target) and any(size >= GUARDED_BYTES for size in sizes)
+
+
+def with_guard(chains: Mapping[str, Chain], target: Target) -> dict[str, Chain]:
+    """Return the chains by name, and the guard beside them where one of them needs it."""
+    sizes = (sum(block.bytes for block in chain) for chain in chains.values())
+    guard = {GUARD: GUARD_CHAIN} if needs_guard(target, sizes) else {}
+    return {**chains, **guard}
 
 
 def guard_file(network: Path, target: Target, folder: Path) -> Path | None:

@@ -21,7 +21,7 @@ import numpy as np
 from nas.block import Block, parse
 from nas.latency.bench import Bench
 from nas.latency.compose import Workshop
-from nas.latency.guard import GUARD, GUARD_CHAIN, needs_guard
+from nas.latency.guard import GUARD, with_guard
 from nas.latency.judge import GUARD_KNOWN, MAX_REFERENCE
 from nas.latency.measure import Progress, by_bytes, loadable_bytes
 from nas.latency.plan import session_seconds
@@ -113,9 +113,7 @@ class Sessions:
         divided by.
         """
         anchors = anchors_of(table)
-        sizes = (sum(part.bytes for part in chain) for chain in chains.values())
-        is_guarded = is_guarded and needs_guard(self._target, sizes)
-        every = {**anchors, **chains, **({GUARD: GUARD_CHAIN} if is_guarded else {})}
+        every = {**anchors, **(with_guard(chains, self._target) if is_guarded else chains)}
         self._teller.tell(0.0, f"exporting {what}")
         self._workshop.export(list(every.values()))
         with tempfile.TemporaryDirectory() as folder:
