@@ -9,6 +9,7 @@ from nas.manifest import LATENCY, TargetResult, Winner
 from nas.winner.quantized import int8_device
 
 STANDARD_ERRORS = 3.0
+UNTRUSTED = "C"  # the grade of timings on a machine that others kept busy
 ONNX_TOLERANCE = 1e-4  # largest difference of scores, relative to the largest score
 
 
@@ -201,6 +202,8 @@ def _latency(winner: Winner, latency: TargetResult) -> Statement:
     share = math.inf if judged is None else judged / budget
     use = latency.measured_ms / budget
     verdict = f"met, {100 * use:.0f} % of it used" if share <= 1 else f"over by {_over(share)}"
+    if share > 1 and latency.grade == UNTRUSTED:
+        verdict += ", by a timing that is not to be trusted: verify again when the machine is quiet"
     if judged is None:
         verdict = f"cannot be held against the {words} that was promised"
     return Statement(

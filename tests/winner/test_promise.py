@@ -72,6 +72,15 @@ def test_a_budget_missed_by_a_hair_is_missed_and_not_by_zero() -> None:
     assert "over by less than 0.1 %" in result.broken[0].text
 
 
+def test_a_budget_broken_by_a_timing_of_grade_c_says_that_it_may_not_be() -> None:
+    busy = replace(timed(0.249, 0.26), grade="C")
+    result = judge(a_winner(), replace(SEEN, latency=busy), HERE)
+    assert not result.is_kept
+    assert "verify again when the machine is quiet" in result.broken[0].text
+    met = judge(a_winner(), replace(SEEN, latency=replace(timed(), grade="C")), HERE)
+    assert "verify again" not in met.statements[-1].text
+
+
 def test_accuracy_may_differ_by_chance_and_not_by_more() -> None:
     lower = chance(0.98, 360, 360)
     assert 0.02 < lower < 0.04
