@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from nas.manifest import TargetResult, Winner
 from nas.target import PARTS, Target
 from nas.winner import card
 from nas.winner.compare import network_scores, onnx_scores, relative_error
-from nas.winner.promise import Seen, VerifyResult, judge
+from nas.winner.promise import UNTRUSTED, Seen, VerifyResult, judge
 from nas.winner.quantized import INT8, onnx_accuracy, takes_int8
 
 # not `-m nas.winner.verify`: that would import this file twice, once as nas.winner.verify
@@ -295,6 +296,19 @@ def measure(
     return result_of(timing, target)
 
 
+def trusted(winner: Winner, measure_once: Callable[[], TargetResult]) -> TargetResult:
+    """Return what is measured, once more where a budget is missed by a timing of grade C.
+
+    Others who use the processor for minutes can only make a network slower: of two timings
+    the one of the better grade counts, and of one grade the faster.
+    """
+    found = measure_once()
+    budget, judged = winner.latency_budget_ms(found.target), found.judged_ms(winner.statistic)
+    if found.grade != UNTRUSTED or budget is None or judged is None or judged <= budget:
+        return found
+    return min(found, measure_once(), key=lambda row: (row.grade or "", row.measured_ms or 0.0))
+
+
 def timed_file(folder: Path, target: Target) -> Path:
     """Return the ONNX file that a target of batch 1 runs: the int8 one, where there is one."""
     has_int8 = takes_int8(target) and INT8 in Winner.load(folder).files
@@ -364,8 +378,8 @@ def main() -> None:
             target = Target.from_json(request["target"])
             config = into(ProfileConfig, request["config"], source="config")
             known = into(Known, request["known"], source="known")
-            timed = measure(folder, target, config, progress, known=known)
-            seen = replace(seen, latency=timed)
+            once = partial(measure, folder, target, config, progress, known=known)
+            seen = replace(seen, latency=trusted(Winner.load(folder), once))
         answer = {"seen": to_plain(seen)}
     except NasError as error:
         answer = {"error": type(error).__name__, "text": str(error)}
