@@ -60,12 +60,8 @@ def bursty_figures(
     names = [str(part) for part in drawn]
     good = _good(loud, names)
     known = _good(quiet, names)  # a price of grade C is nothing to hold another one against
-    off = {
-        name: loud.entries[name].ms / quiet.entries[name].ms - 1
-        for name in good
-        if name in quiet.entries
-    }
     both = [name for name in good if name in known]
+    off = {name: loud.entries[name].ms / quiet.entries[name].ms - 1 for name in both}
     true = [name for name in both if abs(off[name]) <= WITHIN]
     label = f"{space.name} on {target.runtime} {target.precision}, {len(names)} entries"
     share, ratio = len(good) / len(names), loud_s / quiet_s
@@ -81,7 +77,7 @@ def bursty_figures(
             figure=f"{label}: those within {WITHIN:.0%} of their quiet price",
             asked="all of them",
             measured=f"{len(true)} of {len(both)}; the worst is off by "
-            f"{max((abs(off[name]) for name in both), default=0.0):.1%} "
+            f"{max(map(abs, off.values()), default=0.0):.1%} "
             f"({len(good) - len(both)} more are grade C when quiet)",
             holds=bool(both) and len(true) == len(both),
         ),

@@ -5,8 +5,8 @@ samples taken while nothing interfered agree within about 1 %. So networks take 
 random order; a sample counts only if its process had a processor all the time (wall time at most
 1.05 of processor time) and the reference kernel before and behind it ran at its usual speed. That
 kernel lives in the innermost caches; neighbours who fill the cache that cores share slow down large
-networks only, for seconds or minutes. A guard, a network of many weights, has its turn every second
-between whole networks: what was timed beside a slow one does not count.
+networks only, for seconds or minutes. A guard, a network of many weights, has its turn between
+whole networks every GUARD_EVERY_MS: what was timed beside a slow one does not count.
 """
 
 import logging
