@@ -46,7 +46,7 @@ class TorchEager:
     def load(self, path: Path, times: int = 1) -> list[Runner]:
         """Return the network that the file's parts make, or the one in a timm folder."""
         try:
-            model, shape = _folder(path) if path.is_dir() else _chain(path)
+            model, shape = _folder(path) if path.is_dir() else chain_module(path)
             model = fold_norms(model.eval()).requires_grad_(False)
             place = {"device": self._device, "memory_format": torch.channels_last}
             x = torch.from_numpy(sample_input((self._batch, *shape)))
@@ -80,7 +80,11 @@ class _TorchRunner:
         return values
 
 
-def _chain(path: Path) -> tuple[nn.Module, tuple[int, int, int]]:
+def chain_module(path: Path) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Return what a file of parts or blocks stands for, and its input's (channels, side, side).
+
+    For every runtime that is given torch modules: a whole network is timm's, not a row of parts.
+    """
     chain = read_parts(path)
     first = chain[0]
     shape = (first.in_channels, first.resolution, first.resolution)
