@@ -1,7 +1,8 @@
 """Calibration: what sums of entries become in one space, and the formula for it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ MAX_MS = 1e6
 AFFINE, PARTS = "affine", "parts"
 COLD, MS_PER_MB, KNEE_MB = "cold", "ms_per_mb", "knee_mb"
 FAR_MS_PER_MB, FAR_KNEE_MB = "far_ms_per_mb", "far_knee_mb"
+IN_MS = ("constant", MS_PER_MB, FAR_MS_PER_MB)  # coefficients that are times, not shares of entries
 SHARPNESS = 6  # of the knee: how suddenly a network stops to fit
 PART_MB = 0.02  # what a part's code, kernels and tensors take beside its weights
 
@@ -72,6 +74,15 @@ class Calibration:
             raise ValueError(f"factors must be numbers above 0, but are {self.factors!r:.80}.")
         if not all(0 < ms <= MAX_MS for ms in self.fitted_on.values()):
             raise ValueError(f"fitted_on must be times above 0, but is {self.fitted_on!r:.80}.")
+
+    def scaled(self, factor: float) -> Self:
+        """Return the same fit of times that are all multiplied by a factor, entries included."""
+        rates = {
+            name: value * (factor if name in IN_MS else 1.0)
+            for name, value in self.coefficients.items()
+        }
+        fitted_on = {name: factor * ms for name, ms in self.fitted_on.items()}
+        return replace(self, coefficients=rates, fitted_on=fitted_on)
 
     def scale(self, entry: str) -> float:
         """Return what an entry's ms is multiplied by, given its name."""

@@ -75,6 +75,12 @@ class Entry:
         if self.interpolated is not None and not 0 <= self.interpolated < math.inf:
             raise ValueError(f"interpolated must be 0 or above, but is {self.interpolated}.")
 
+    def scaled(self, factor: float) -> Self:
+        """Return it with every time multiplied by a factor."""
+        times = {name: factor * getattr(self, name) for name in ("ms", "isolated_ms", "p10", "p90")}
+        cold_ms = None if self.cold_ms is None else factor * self.cold_ms
+        return replace(self, **times, cold_ms=cold_ms)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyTable:
@@ -175,6 +181,15 @@ class LatencyTable:
         found = (self.provenance.get(name) for name in ("reference_ms", GUARD_KNOWN))
         reference_ms, guard = (float(v) if isinstance(v, int | float) else None for v in found)
         return Known(reference_ms=reference_ms, guard_by_reference=guard)
+
+    def scaled(self, factor: float) -> Self:
+        """Return it with every price multiplied by a factor: a machine that is slower or faster
+        throughout than when it was measured."""
+        return replace(
+            self,
+            entries={name: entry.scaled(factor) for name, entry in self.entries.items()},
+            calibrations={name: fit.scaled(factor) for name, fit in self.calibrations.items()},
+        )
 
     # ------------------------------------------------------------ prices
     def calibration(self, space: Fitted, blocks: Sequence[Block] = ()) -> Calibration | None:

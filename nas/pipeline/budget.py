@@ -187,7 +187,7 @@ def priced(run: Run, materials: Materials) -> tuple[dict[str, Pricer], Budget]:
     budget = resolve(
         run.config, target_id=target_id, largest_ms=profiled["largest_ms"], other_ids=others
     )
-    latencies = {name: table.pricer(space) for name, table in materials.tables.items()}
+    latencies = {name: table.pricer(space) for name, table in materials.search_tables.items()}
     prices = pricers(space, latencies)
     check_reachable(space, prices, budget)
     return prices, budget

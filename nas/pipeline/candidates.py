@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from nas.errors import ConfigError, InfeasibleBudget
-from nas.latency import LatencyTable, Timing, time_networks
+from nas.latency import Timing
 from nas.pipeline import budget as budgets
 from nas.pipeline import workers
 from nas.pipeline.allocation import Completion
@@ -15,6 +15,8 @@ from nas.pipeline.completion import Level, completion_of
 from nas.pipeline.importance import loss_table
 from nas.pipeline.materials import Materials
 from nas.pipeline.outcome import Outcome, rows
+from nas.pipeline.recalibrate import recalibrate
+from nas.pipeline.recalibrate import told as recalibration_told
 from nas.pipeline.run import Progress, Run
 from nas.search import SearchOptions
 from nas.search import run as run_search
@@ -27,7 +29,7 @@ from nas.supernet import taylor
 # How far a candidate's price is from the middle of the level searched, as a share of the budget.
 OFF_LEVEL = "off_level"
 MEASURED_AT_ONCE = 4
-DRIFT = 0.05  # a table further off is said to be
+DRIFT = 0.05  # predictions further off are said to be
 MOST_STUDIES = 1000
 
 
@@ -59,8 +61,9 @@ def search(run: Run, materials: Materials | None = None) -> Outcome:
         }
     )
     told = [_told(row) for row in result["measured"]]
-    drifted = [_drift_told(name, by) for name, by in result.get("measured_by_table", {}).items()]
-    return Outcome(values=result, lines=(*lines, *told, *filter(None, drifted)))
+    today = [recalibration_told(name, row) for name, row in result.get("recalibrated", {}).items()]
+    drifted = [_drift_told(*row) for row in result.get("measured_by_predicted", {}).items()]
+    return Outcome(values=result, lines=(*lines, *today, *told, *filter(None, drifted)))
 
 
 def _told(row: Mapping[str, Any]) -> str:
@@ -70,7 +73,7 @@ def _told(row: Mapping[str, Any]) -> str:
     return f"  {row['architecture_id']}  {row['accuracy']:.1%}  {verdict}"
 
 
-def measured_by_table(measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def measured_by_predicted(measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return {target: median of measured by predicted ms} of candidates measured whole."""
     ratios: dict[str, list[float]] = {}
     for row in measured:
@@ -89,13 +92,14 @@ def _drift_told(target_id: str, ratio: float) -> str | None:
         else ("slower", "candidates are refused that need not have been tried")
     )  # fmt: skip
     return (
-        f"  networks take {ratio:.2f} x what the table of {target_id} says: the machine is {now} "
-        f"now than when it was profiled, or the table is off, and {means}. Profile it again in "
+        f"  candidates take {ratio:.2f} x what was predicted on {target_id}: the machine is {now} "
+        f"now than before, or the table is off, and {means}. Profile it again in "
         "another run (nas profile --run NEW --table NEW.json) and search with --table NEW.json."
     )
 
 
 def _search(run: Run, materials: Materials, name: str, progress: Progress) -> dict[str, Any]:
+    recalibrated = _recalibrate(run, materials)
     prices, budget = budgets.priced(run, materials)
     completion = completion_of(run, materials, prices, budget)
     study = _study(
@@ -120,9 +124,19 @@ def _search(run: Run, materials: Materials, name: str, progress: Progress) -> di
         "feasible_share": budgets.feasible_share(materials.space, prices, budget),
         "feasible_sample": budgets.RANDOM_DRAWS,
         "measured": measured,
-        "measured_by_table": measured_by_table(measured),
+        "recalibrated": recalibrated,
+        "measured_by_predicted": measured_by_predicted(measured),
         "chosen": chosen,
     }
+
+
+def _recalibrate(run: Run, materials: Materials) -> dict[str, Any]:
+    """Hold the tables against a few networks of today; see `nas.pipeline.recalibrate`."""
+    if run.recalibrate_key in run.stages:
+        return run.result(run.recalibrate_key, make_with="search")
+    prices, budget = budgets.priced(run, materials)
+    completion = completion_of(run, materials, prices, budget)
+    return recalibrate(run, materials, completion, Level.of(run.config, budget))
 
 
 def _about(run: Run, materials: Materials) -> dict[str, Any]:
@@ -136,6 +150,9 @@ def _about(run: Run, materials: Materials) -> dict[str, Any]:
         "data_digest": materials.data.digest,
         "settings": run.config.reads("search"),
     }
+    done = run.stages.get(run.recalibrate_key)
+    if done is not None:
+        about["price_factors"] = {name: row["factor"] for name, row in done["result"].items()}
     if run.config.importance != "none":
         about["losses_digest"] = loss_table(run, materials).digest
     return about
@@ -282,8 +299,12 @@ def measure_best(
     met = 0
     while waiting and met < config.winners:
         batch, waiting = waiting[:at_once], waiting[at_once:]
+        networks = {
+            str(trial.number): materials.space.blocks(Architecture.from_json(trial.architecture))
+            for trial in batch
+        }
         timings = {
-            target_id: _measure(materials, table, batch, progress)
+            target_id: materials.time(table, networks, progress)
             for target_id, table in materials.tables.items()
         }
         for trial in batch:
@@ -336,23 +357,3 @@ def measured_row(
         "slack": 1 - used[tightest],
         "meets": used[tightest] <= 1,
     }
-
-
-def _measure(
-    materials: Materials, table: LatencyTable, batch: Sequence[Trial], progress: Progress
-) -> dict[str, Timing]:
-    """Return {trial number: timing} on the table's target."""
-    networks = {
-        str(trial.number): materials.space.blocks(Architecture.from_json(trial.architecture))
-        for trial in batch
-    }
-    if materials.timed is not None:
-        return materials.timed(networks)
-    return time_networks(
-        networks,
-        table,
-        materials.run.config.profile.for_winners(),
-        progress=progress,
-        benches=materials.benches,
-        export=materials.parts,
-    )

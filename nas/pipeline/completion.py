@@ -35,7 +35,7 @@ def completion_of(
         return stock
     if config.importance == "none":
         return GenesAlone(space, prices)
-    tables = {latency_metric(name): table for name, table in materials.tables.items()}
+    tables = {latency_metric(name): table for name, table in materials.search_tables.items()}
     limits = {
         metric: limit * (1 - config.margin) if metric in budget.latencies_ms else limit
         for metric, limit in budget.limits.items()

@@ -31,7 +31,9 @@ class RunConfig:
     `latency_budget` is a time ("5ms") or a share ("50%") of the measured latency of the space's
     largest network; `budgets` are further ones ("params=3M"). `least_use` is the share of the
     latency budget a candidate must use: without it a search may return a network that leaves
-    half of the budget idle because the accuracies are level. `other_targets` are further devices
+    half of the budget idle because the accuracies are level. Before a search, `recalibrate_on`
+    networks at that level are measured whole on each target, and what they take by what its table
+    says multiplies all its prices (0: none are). `other_targets` are further devices
     and runtimes whose latencies have budgets of their own (`latency_ms:<target>=5ms`); winners are
     measured on each, and `statistic` says what of a measurement a budget is compared with: the
     upper end of the median's interval, or the 95th percentile of all runs. `importance` says how
@@ -60,6 +62,7 @@ class RunConfig:
     budgets: tuple[str, ...] = ()
     margin: float = 0.04
     least_use: float = 0.8
+    recalibrate_on: int = 4
     evaluations: int = 300
     sampler: str = "predictor"
     mode: str = "best"
@@ -98,6 +101,8 @@ class RunConfig:
             raise ConfigError(
                 f"check_networks must be at least {MIN_NETWORKS}, but is {self.check_networks}."
             )
+        if self.recalibrate_on < 0:
+            raise ConfigError(f"recalibrate_on must be at least 0, but is {self.recalibrate_on}.")
         for name in ("margin", "least_use"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 0 to below 1, but is {getattr(self, name)}.")
@@ -174,6 +179,10 @@ READS: dict[str, tuple[str, ...]] = {
     "search": (
         "latency_budget", "budgets", "margin", "least_use", "evaluations", "sampler",
         "importance", "statistic", "target", "other_targets", "seed",
+    ),
+    "recalibrate": (
+        "recalibrate_on", "latency_budget", "budgets", "margin", "least_use", "importance",
+        "target", "other_targets", "seed",
     ),
     "distill": ("teacher", "teach", "distill", "winners", "candidates", "seed", "threads"),
     "export": (),

@@ -16,13 +16,13 @@ from nas.block import Block
 from nas.data import Data
 from nas.errors import ConfigError
 from nas.files import write_atomic
-from nas.latency import LatencyTable, Timing, find_table
+from nas.latency import LatencyTable, Timing, find_table, time_networks
 from nas.latency.measure import child_bench
 from nas.latency.sessions import Benches
 from nas.latency.table import TABLES
 from nas.manifest import TargetResult
 from nas.network.onnx import parts_to_onnx
-from nas.pipeline.run import Run
+from nas.pipeline.run import Progress, Run
 from nas.seeds import stage_seed
 from nas.space import SearchSpace
 from nas.supernet import Evaluator, SuperNet
@@ -132,6 +132,18 @@ class Materials:
                 )
         return found
 
+    @property
+    def search_tables(self) -> dict[str, LatencyTable]:
+        """The tables as the run's search prices by them: set right by what it measured before.
+
+        See `nas.pipeline.recalibrate`. Their digests and best speeds are those of `tables`.
+        """
+        done = self.run.stages.get(self.run.recalibrate_key, {"result": {}})["result"]
+        return {
+            target_id: table.scaled(done[target_id]["factor"]) if target_id in done else table
+            for target_id, table in self.tables.items()
+        }
+
     def _profile_command(self, words: str) -> str:
         """Return the command that profiles this run's space on another target."""
         config = self.run.config
@@ -139,6 +151,28 @@ class Materials:
         named = ["nas", "profile", "--run", str(folder), "--space", config.space]
         sized = [] if config.image_size is None else ["--image-size", str(config.image_size)]
         return f"`{shlex.join([*named, '--data', config.data, *sized, '--target', words])}`"
+
+    def time(
+        self,
+        table: LatencyTable,
+        networks: Mapping[str, Sequence[Block]],
+        progress: Progress,
+    ) -> dict[str, Timing]:
+        """Return timings of whole networks on a table's target, as candidates are timed.
+
+        Raises:
+            UnreliableTiming, DeviceError: as `time_networks`.
+        """
+        if self.timed is not None:
+            return self.timed(networks)
+        return time_networks(
+            networks,
+            table,
+            self.run.config.profile.for_winners(),
+            progress=progress,
+            benches=self.benches,
+            export=self.parts,
+        )
 
     @cached_property
     def supernet(self) -> SuperNet:

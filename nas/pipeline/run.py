@@ -123,6 +123,11 @@ class Run:
         return f"profile/{self.config.target}"
 
     @property
+    def recalibrate_key(self) -> str:
+        """The key of holding the tables against networks of today: a run has one a study."""
+        return f"recalibrate/{self.study}"
+
+    @property
     def importance_key(self) -> str:
         """The key of measuring what inner numbers cost: a run has one for each method."""
         return f"importance/{self.config.importance}"

@@ -188,6 +188,26 @@ def test_prices_of_many_equal_one_by_one_estimates(
         assert table.estimate(blocks, space) == pytest.approx(ms, abs=1e-9)
 
 
+@pytest.mark.parametrize("far", [{}, {"far_knee_mb": 0.2, "far_ms_per_mb": 5.0}])
+@pytest.mark.parametrize("calibration", [FIT, MEMORY, None])
+def test_a_scaled_table_s_prices_are_all_multiplied_and_nothing_else_changes(
+    calibration: Calibration | None, far: dict[str, float], target: Target
+) -> None:
+    space = SearchSpace.load("tiny")
+    fits = {}
+    if calibration is not None:
+        added = far if calibration is MEMORY else {}
+        fits["tiny@32"] = replace(calibration, coefficients={**calibration.coefficients, **added})
+    table = replace(full(space, target), calibrations=fits, provenance={"reference_ms": 0.1})
+    slower = table.scaled(1.25)
+    options = [len(values) for values in space.genes().values()]
+    codes = np.random.default_rng(1).integers(0, options, size=(50, len(options)))
+    assert slower.pricer(space)(codes) == pytest.approx(1.25 * table.pricer(space)(codes))
+    blocks = space.blocks(space.largest())
+    assert slower.isolated(blocks) == pytest.approx(1.25 * table.isolated(blocks))
+    assert slower.known == table.known and slower.target == table.target
+
+
 # ---------------------------------------------------------------- files
 def test_a_saved_table_comes_back_the_same(table: LatencyTable, tmp_path: Path) -> None:
     path = tmp_path / "t.json"

@@ -25,6 +25,7 @@ data: digits
 latency_budget: 60%
 margin: 0.3
 least_use: 0.2
+recalibrate_on: 0
 candidates: 2
 evaluations: 6
 sampler: random

@@ -7,7 +7,7 @@ import pytest
 
 from nas.latency import Timing
 from nas.pipeline.budget import Budget
-from nas.pipeline.candidates import _drift_told, _none_met, measured_by_table, measured_row
+from nas.pipeline.candidates import _drift_told, _none_met, measured_by_predicted, measured_row
 from nas.pipeline.config import RunConfig
 from nas.pipeline.winners import Candidate
 from nas.space import SearchSpace
@@ -64,10 +64,10 @@ def test_a_table_that_is_off_by_now_is_said_with_the_way_out() -> None:
             }
         }
 
-    found = measured_by_table([row(a=(1, 0.7), b=(1, 1.0)), row(a=(2, 1.6)), row(a=(1, 0.9))])
+    found = measured_by_predicted([row(a=(1, 0.7), b=(1, 1.0)), row(a=(2, 1.6)), row(a=(1, 0.9))])
     assert found == pytest.approx({"a": 0.8, "b": 1.0})
     assert _drift_told("b", found["b"]) is None
     told = str(_drift_told("a", found["a"]))
-    assert "0.80 x what the table of a says" in told and "faster now" in told
+    assert "0.80 x what was predicted on a" in told and "faster now" in told
     assert "search with --table" in told
     assert "slower now" in str(_drift_told("a", 1.2))
