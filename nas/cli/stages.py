@@ -137,7 +137,8 @@ def search(
 ) -> None:
     """Search the trained supernet for the best networks under a hard budget.
 
-    Needs `nas train` and, for the target, a table (`nas profile`). The study is kept in a
+    Needs `nas train` and, for the target, a table (`nas profile`); a few networks measured first
+    set the table's prices right for today (recalibrate_on=4). The study is kept in a
     database anyone can query; the best candidates are measured whole, on every target, before one
     is chosen: here, by an agent (--device), or by hand: --plan writes them and ends, --plan with
     --results goes on with their times. --importance allocates widths inside blocks instead of
