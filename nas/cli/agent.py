@@ -102,6 +102,15 @@ def agent(
     max_disk_mb: Annotated[
         int, typer.Option(min=1, help="Above that, files used longest ago are deleted.")
     ] = 8192,
+    max_processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=16,
+            help="Processes networks are timed in, each with the runtime and all of them in "
+            "memory; winners want 8. Lower it on a small board.",
+        ),
+    ] = 8,
     verbose: flags.Verbose = 0,
     debug: flags.Debug = False,
 ) -> None:
@@ -120,5 +129,6 @@ def agent(
             token_file,
             (host, port),
             (max_file_mb * megabyte, max_disk_mb * megabyte),
+            max_processes,
             ready=lambda address: print(f"listening on {address}", flush=True),
         )

@@ -24,9 +24,11 @@ from nas.latency.protocol import (
     MAX_LOADS,
     MAX_LOOPS,
     MAX_NAME,
+    MAX_PROCESSES,
     MAX_RUN_S,
     MAX_SAMPLES,
     MAX_TIMEOUT_S,
+    MAX_TURN,
     MAX_VISITS,
     PROTOCOL,
     Refusal,
@@ -38,6 +40,7 @@ from nas.target import RUNTIMES, Target, runtime_facts
 logger = logging.getLogger(__name__)
 
 IDLE_S = 120.0  # a client that says nothing for so long is taken for dead
+PROCESSES = 8  # a session may take, as many as winners are timed in
 WAIT_S = 10.0  # for a request of the same session that is still being worked on
 
 
@@ -77,6 +80,7 @@ class Agent:
         benches: Makes the place where networks run; a child process by default.
         parse: Turns words into a target of this device.
         idle_s: How long a silent client keeps the device.
+        max_processes: The most a session may take, each with the runtime and all its networks.
         clock: Seconds on a clock that never goes back.
     """
 
@@ -87,11 +91,13 @@ class Agent:
         benches: Benches = child_bench,
         parse: Callable[[str], Target] = target_here,
         idle_s: float = IDLE_S,
+        max_processes: int = PROCESSES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
         self._benches, self._parse = benches, parse
         self._idle_s, self._clock = idle_s, clock
+        self._max_processes = min(max_processes, MAX_PROCESSES)
         self._session: _Session | None = None
         self._lock = threading.Lock()
 
@@ -103,11 +109,14 @@ class Agent:
             "version": release(),
             "runtimes": sorted(RUNTIMES),
             "max_file_bytes": self.store.max_file_bytes,
+            "max_processes": self._max_processes,
             "idle_s": self._idle_s,
             "target": target.to_json() if target is not None else None,
         }
 
-    def begin(self, client: str, target: Any, timeout_s: Any, loads: Any) -> dict[str, Any]:
+    def begin(
+        self, client: str, target: Any, timeout_s: Any, loads: Any, processes: Any
+    ) -> dict[str, Any]:
         """Start a session; a client that has one already gets a new one in its place.
 
         Raises:
@@ -116,7 +125,8 @@ class Agent:
         """
         if not isinstance(client, str) or not re.fullmatch("[0-9a-f]{32}", client):
             raise ConfigError("client must be 32 hex digits.")
-        _whole(loads, 1, MAX_LOADS)
+        _whole(loads, 1, MAX_LOADS, "loads")
+        _whole(processes, 1, self._max_processes, "processes")
         limit_s = _number(timeout_s, "timeout_s", MAX_TIMEOUT_S)
         wanted = into(Target, target, source="target")
         if wanted.precision not in runtime_facts(wanted.runtime).precisions:
@@ -124,7 +134,7 @@ class Agent:
         with self._lock:
             self._make_way(client)
             context = self._benches(
-                wanted, ProfileConfig(timeout_s=limit_s, loads=loads, processes=1)
+                wanted, ProfileConfig(timeout_s=limit_s, loads=loads, processes=processes)
             )
             bench = context.__enter__()
             self._session = _Session(
@@ -150,11 +160,12 @@ class Agent:
             held.run_ms.clear()
             return {}
 
-    def run(self, session: str, visits: Any) -> dict[str, Any]:
-        """Make visits; return for each its wall, processor and reference ms."""
+    def run(self, session: str, visits: Any, turn: Any) -> dict[str, Any]:
+        """Make visits of one round; return for each its wall, processor and reference ms."""
+        _whole(turn, 0, MAX_TURN, "turn")
         with self._held(session) as held:
             wanted = _visits(visits, held.run_ms)
-            times = held.bench.run(wanted)
+            times = held.bench.run(wanted, turn=turn)
             return {"times": [item.tolist() for item in times]}
 
     def end(self, session: str) -> dict[str, Any]:
@@ -245,8 +256,8 @@ def _visits(rows: Any, run_ms: dict[str, float]) -> Sequence[Visit]:
             raise ConfigError("a visit is [name, prime, loops, samples, cold].")
         name, prime, loops, samples, cold = row
         for value, low, high in ((prime, 0, MAX_LOOPS), (loops, 1, MAX_LOOPS)):
-            _whole(value, low, high)
-        _whole(samples, 1, MAX_SAMPLES)
+            _whole(value, low, high, "prime and loops")
+        _whole(samples, 1, MAX_SAMPLES, "samples")
         if not isinstance(cold, bool):
             raise ConfigError("cold must be true or false.")
         if name not in run_ms:
@@ -261,9 +272,9 @@ def _visits(rows: Any, run_ms: dict[str, float]) -> Sequence[Visit]:
     return visits
 
 
-def _whole(value: Any, low: int, high: int) -> None:
+def _whole(value: Any, low: int, high: int, name: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(f"a visit's numbers are {low} to {high}, but one is {value!r:.40}.")
+        raise ConfigError(f"{name} must be {low} to {high}, but is {value!r:.40}.")
 
 
 def _number(value: Any, name: str, high: float) -> float:

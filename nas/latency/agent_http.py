@@ -154,13 +154,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _post(self, steps: list[str]) -> dict[str, Any]:
         agent, value = self.server.agent, self._json()
         if steps == ["sessions"]:
-            return agent.begin(*_only(value, "client", "target", "timeout_s", "loads"))
+            return agent.begin(*_only(value, "client", "target", "timeout_s", "loads", "processes"))
         if len(steps) != 3 or steps[0] != "sessions":
             raise _nothing()
         if steps[2] == "load":
             return agent.load(steps[1], *_only(value, "name", "sha256"))
         if steps[2] == "run":
-            return agent.run(steps[1], *_only(value, "visits"))
+            return agent.run(steps[1], *_only(value, "visits", "turn"))
         if steps[2] == "unload":
             _only(value)
             return agent.unload(steps[1])

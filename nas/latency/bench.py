@@ -53,8 +53,13 @@ class Bench(Protocol):
     """A place that runs networks one at a time and says how long each took.
 
     Beside each sample it runs the reference, a fixed kernel that tells a slow network from a slow
-    moment.
+    moment. A network may be in memory at several places, because where it happens to lie changes
+    its latency by some per cent.
     """
+
+    @property
+    def places(self) -> int:
+        """At how many places each network is in memory; round n runs at n modulo that."""
 
     def load(self, name: str, path: Path) -> float:
         """Load a file under a name and return the milliseconds of one warm run."""
@@ -62,8 +67,8 @@ class Bench(Protocol):
     def unload(self) -> None:
         """Forget every network."""
 
-    def run(self, visits: Sequence[Visit]) -> list[Times]:
-        """Make the visits in turn; each gives an array of shape (samples, 3).
+    def run(self, visits: Sequence[Visit], *, turn: int = 0) -> list[Times]:
+        """Make the visits of round `turn` in order; each gives an array of shape (samples, 3).
 
         Its columns are the wall and processor ms of one run, and the ms of the reference beside it.
 
@@ -81,8 +86,7 @@ class ChildBench:
     Args:
         target: What to measure; must be this machine's.
         timeout_s: How long the child may say nothing beyond the time its work should take.
-        loads: How often it loads each network; visits take turns with them, because where a
-            network happens to lie in memory changes its latency by a few per cent.
+        loads: How often it loads each network; rounds take turns with them.
         command: What to start, for tests; the default is this package's worker.
 
     Attributes:
@@ -155,6 +159,11 @@ class ChildBench:
         self._expected_ms[name] = run_ms
         return run_ms
 
+    @property
+    def places(self) -> int:
+        """How often each network is loaded."""
+        return self._loads
+
     def kill(self) -> None:
         """End the process at once, from any thread; whoever waits for it gets a DeviceError."""
         self._child.kill()
@@ -163,14 +172,14 @@ class ChildBench:
         """Forget every network."""
         self._ask({"do": "unload"}, about="unload")
 
-    def run(self, visits: Sequence[Visit]) -> list[Times]:
-        """Make the visits in turn; see Bench."""
+    def run(self, visits: Sequence[Visit], *, turn: int = 0) -> list[Times]:
+        """Make the visits in order; see Bench."""
         expected_ms = sum(
             (visit.prime + visit.loops * visit.samples) * self._expected_ms.get(visit.name, 1.0)
             for visit in visits
         )
         rows = [[v.name, v.prime, v.loops, v.samples, v.cold] for v in visits]
-        answer = self._ask({"do": "run", "visits": rows}, extra_s=expected_ms / 50)
+        answer = self._ask({"do": "run", "visits": rows, "turn": turn}, extra_s=expected_ms / 50)
         if not isinstance(answer, list) or len(answer) != len(visits):
             raise self._dead("answered something that is not a list of visits")
         return [self._samples(visit, rows) for visit, rows in zip(visits, answer, strict=True)]

@@ -14,13 +14,14 @@ from typing import Any
 
 from nas.errors import ConfigError, DeviceError, NasError, StorageError, TryAgain
 
-PROTOCOL = 2
+PROTOCOL = 3
 PROTOCOL_HEADER, VERSION_HEADER = "Nas-Protocol", "Nas-Version"
 MAX_JSON_BODY_BYTES = 1024 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_VISITS, MAX_SAMPLES, MAX_LOOPS = 2000, 1000, 1_000_000
 MAX_RUN_S = 120.0  # of expected work in one request
-MAX_TIMEOUT_S, MAX_LOADS = 600.0, 16
+MAX_TIMEOUT_S, MAX_LOADS, MAX_PROCESSES = 600.0, 16, 16
+MAX_TURN = 1_000_000
 MAX_NAME = 2000
 SHA256 = re.compile("[0-9a-f]{64}")
 TOKEN = re.compile("[A-Za-z0-9._~+/=-]{16,512}")

@@ -66,6 +66,7 @@ class RemoteAgent:
         self._host, self._port = _address(url)
         self.client = uuid.uuid4().hex
         self.max_file_bytes = 0
+        self.max_processes = 1  # until it says more
 
     def target(self, words: str) -> Target:
         """Return the target that these words, or a full id, mean on the device.
@@ -85,17 +86,24 @@ class RemoteAgent:
         problem = skew(answer.get("protocol"), answer.get("version"), who="the agent")
         if problem is not None:
             raise DeviceError(problem)
-        limit = answer.get("max_file_bytes")
-        self.max_file_bytes = limit if isinstance(limit, int) else 0
+        limits = (answer.get(name) for name in ("max_file_bytes", "max_processes"))
+        file_bytes, processes = (value if isinstance(value, int) else 0 for value in limits)
+        self.max_file_bytes, self.max_processes = file_bytes, max(processes, 1)
         try:
             return Target.from_json(answer.get("target"), source=f"{self.url}: target")
         except CorruptFile as error:
             raise self.nonsense(str(error)) from error
 
     def bench(self, target: Target, config: ProfileConfig) -> AbstractContextManager[Bench]:
-        """Return a Bench there; this is what `profile(benches=...)` takes."""
-        loads = min(config.held, MAX_LOADS)  # in one process
-        return RemoteBench(self, target, timeout_s=config.timeout_s, loads=loads)
+        """Return a Bench there; this is what `profile(benches=...)` takes.
+
+        Where the agent allows fewer processes, each loads networks more often.
+        """
+        processes = min(config.processes, self.max_processes)
+        loads = min(math.ceil(config.held / processes), MAX_LOADS)
+        return RemoteBench(
+            self, target, timeout_s=config.timeout_s, loads=loads, processes=processes
+        )
 
     def ask(
         self, method: str, path: str, body: dict[str, Any] | bytes = b"", *, wait_s: float = 30.0
@@ -162,14 +170,21 @@ class RemoteBench:
         agent: The agent.
         target: One of its targets.
         timeout_s: How long its child may say nothing beyond what its work should take.
-        loads: How often it loads each network.
+        loads: How often each process loads each network.
+        processes: How many; rounds take turns with them.
     """
 
     def __init__(
-        self, agent: RemoteAgent, target: Target, *, timeout_s: float = 60.0, loads: int = 1
+        self,
+        agent: RemoteAgent,
+        target: Target,
+        *,
+        timeout_s: float = 60.0,
+        loads: int = 1,
+        processes: int = 1,
     ) -> None:
         self._agent, self._target = agent, target
-        self._timeout_s, self._loads = timeout_s, loads
+        self._timeout_s, self._loads, self._processes = timeout_s, loads, processes
         self._session = ""
         self._paths: dict[str, Path] = {}
         self._run_ms: dict[str, float] = {}
@@ -202,11 +217,16 @@ class RemoteBench:
         self._again(lambda: self._post("unload", {}))
         self._run_ms.clear()
 
-    def run(self, visits: Sequence[Visit]) -> list[Times]:
-        """Make the visits in turn; see Bench."""
+    @property
+    def places(self) -> int:
+        """How often each network is loaded, by all processes together."""
+        return self._loads * self._processes
+
+    def run(self, visits: Sequence[Visit], *, turn: int = 0) -> list[Times]:
+        """Make the visits in order; see Bench."""
         found: list[Times] = []
         for chunk in self._chunks(visits):
-            found += self._again(lambda chunk=chunk: self._run(chunk))  # type: ignore[misc]
+            found += self._again(lambda chunk=chunk: self._run(chunk, turn))  # type: ignore[misc]
         return found
 
     def seconds(self) -> float:
@@ -220,6 +240,7 @@ class RemoteBench:
             "target": self._target.to_json(),
             "timeout_s": self._timeout_s,
             "loads": self._loads,
+            "processes": self._processes,
         }
         answer = self._agent.ask("POST", "/v1/sessions", about, wait_s=self._timeout_s + 30)
         session = answer.get("session")
@@ -273,10 +294,11 @@ class RemoteBench:
             for visit in visits
         )
 
-    def _run(self, visits: Sequence[Visit]) -> list[Times]:
+    def _run(self, visits: Sequence[Visit], turn: int) -> list[Times]:
         rows = [[v.name, v.prime, v.loops, v.samples, v.cold] for v in visits]
         expected_ms = self._expected_ms(visits)
-        times = self._post("run", {"visits": rows}, expected_ms=expected_ms).get("times")
+        body = {"visits": rows, "turn": turn}
+        times = self._post("run", body, expected_ms=expected_ms).get("times")
         if not isinstance(times, list) or len(times) != len(visits):
             raise self._agent.nonsense("not one list of samples a visit")
         return [self._samples(visit, item) for visit, item in zip(visits, times, strict=True)]

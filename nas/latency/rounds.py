@@ -9,6 +9,7 @@ networks only, for seconds or minutes. A guard, a network of many weights, has i
 whole networks every GUARD_EVERY_MS: what was timed beside a slow one does not count.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -83,16 +84,18 @@ def measure(
     generator = np.random.default_rng(config.seed)
     judge = Judge.by(known or Known(), threads)
     guards = np.flatnonzero([task.label == GUARD for task in tasks])
-    began_s = bench.seconds()
-    record = np.empty((0, 6))
+    began_s, turn = bench.seconds(), 0
+    record = np.empty((0, 7))
     unfinished = np.setdiff1d(np.arange(count), guards)
     while len(unfinished) and bench.seconds() - began_s < 2 * config.time_limit_s:
         visits = [task.visit(ms, config) for task, ms in zip(tasks, run_ms, strict=True)]
         lasts_ms = run_ms * [visit.prime + visit.loops * visit.samples for visit in visits]
         order = _between_guards(generator.permutation(unfinished), lasts_ms, guards)
-        found = bench.run([visits[index] for index in order])
+        found = bench.run([visits[index] for index in order], turn=turn)
         guard_ms = _guard_beside(np.isin(order, guards), found)
-        record = np.concatenate([record, *_rows(order, found, bench.seconds(), guard_ms)])
+        of_round = (bench.seconds(), turn % bench.places)
+        record = np.concatenate([record, *_rows(order, found, guard_ms, of_round)])
+        turn += 1
         is_clean = judge.is_clean(record)
         unfinished = _unfinished(record[is_clean], count, config)
         if bench.seconds() - began_s >= config.time_limit_s:
@@ -127,7 +130,7 @@ def _series(
             reference_ms=floor(record),
             guard_ms=guard_floor(record),
             is_slow=index in short,
-            held=config.held,
+            place=record[rows, 6].astype(np.int64),
         )
     return found
 
@@ -190,13 +193,16 @@ def _guard_beside(is_guard: npt.NDArray[np.bool_], found: Sequence[Times]) -> Ti
     return beside
 
 
-def _rows(order: Indices, found: Sequence[Times], at_s: float, guard_ms: Times) -> list[Times]:
-    """Return rows (index, time, wall ms, processor ms, ms of the reference beside it, and ms of the
-    guard beside the visit)."""
+def _rows(
+    order: Indices, found: Sequence[Times], guard_ms: Times, of_round: tuple[float, int]
+) -> list[Times]:
+    """Return rows (index, time, wall ms, processor ms, ms of the reference beside it, ms of the
+    guard beside the visit, place in memory); `of_round` are time and place of all of them."""
     rows = []
+    at_s, place = of_round
     for index, samples, beside_ms in zip(order, found, guard_ms, strict=True):
-        ends = [np.full(len(samples), value) for value in (index, at_s, beside_ms)]
-        rows.append(np.column_stack([*ends[:2], samples, ends[2]]))
+        ends = [np.full(len(samples), value) for value in (index, at_s, beside_ms, place)]
+        rows.append(np.column_stack([*ends[:2], samples, *ends[2:]]))
     return rows
 
 
@@ -219,6 +225,7 @@ def _unfinished(clean: Times, count: int, config: ProfileConfig) -> Indices:
 def _warm_up(bench: Bench, tasks: Sequence[_Task], run_ms: Times, config: ProfileConfig) -> Times:
     """Run everything until two windows agree; return the ms of one run of each."""
     began_s = bench.seconds()
+    turns = itertools.count()
     while True:
         visits = [
             replace(task.visit(ms, config), samples=1)
@@ -227,7 +234,8 @@ def _warm_up(bench: Bench, tasks: Sequence[_Task], run_ms: Times, config: Profil
         window_s = bench.seconds()
         rounds: list[list[float]] = []
         while not rounds or bench.seconds() - window_s < WARM_WINDOW_S:
-            rounds.append([samples[:, 0].min() for samples in bench.run(visits)])
+            found = bench.run(visits, turn=next(turns))
+            rounds.append([samples[:, 0].min() for samples in found])
         now = np.min(rounds, axis=0)
         spent_s = bench.seconds() - began_s
         agrees = abs(float(np.median(now / run_ms)) - 1) < WARM_AGREE

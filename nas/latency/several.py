@@ -1,6 +1,5 @@
 """A bench of several processes, because where a process happens to lie in memory changes times."""
 
-import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ class SeveralBench:
         self._children = [
             ChildBench(target, timeout_s=timeout_s, loads=loads) for _ in range(processes)
         ]
-        self._turns = itertools.cycle(self._children)
+        self._loads = loads
         self._started = ExitStack()
 
     def __enter__(self) -> Self:
@@ -84,9 +83,15 @@ class SeveralBench:
         for child in self._children:
             child.unload()
 
-    def run(self, visits: Sequence[Visit]) -> list[Times]:
+    @property
+    def places(self) -> int:
+        """How often each network is loaded, by all processes together."""
+        return self._loads * len(self._children)
+
+    def run(self, visits: Sequence[Visit], *, turn: int = 0) -> list[Times]:
         """Make the visits, all in the process whose turn it is; see Bench."""
-        return next(self._turns).run(visits)
+        again, place = divmod(turn, len(self._children))
+        return self._children[place].run(visits, turn=again)
 
     def seconds(self) -> float:
         """Return the monotonic clock."""

@@ -48,8 +48,8 @@ class Series:
 
     `reference_ms` and `guard_ms` are the floors of the reference and of the guard (0: there was
     none) in their session. `is_slow`: the machine did not reach the speed it is known for, and the
-    samples are clean by this session's floors only. `held`: how many times the network was in
-    memory, at places that visits took turns with.
+    samples are clean by this session's floors only. `place`: where in memory the network was at
+    each sample, any numbers; None: at one place all the time.
     """
 
     all_ms: Times
@@ -58,7 +58,7 @@ class Series:
     reference_ms: float
     guard_ms: float = 0.0
     is_slow: bool = False
-    held: int = 1
+    place: npt.NDArray[np.int64] | None = None
 
     @property
     def clean_ms(self) -> Times:
@@ -77,9 +77,11 @@ class Series:
     @property
     def by_place(self) -> Times:
         """Medians of the clean samples at each place in memory that has some, shape (places,)."""
-        place = np.arange(len(self.all_ms)) // SAMPLES_A_VISIT % self.held
-        each = [self.all_ms[self.is_clean & (place == number)] for number in range(self.held)]
-        return np.array([np.median(own) for own in each if len(own)])
+        clean = self.clean_ms
+        if self.place is None:
+            return np.array([np.median(clean)]) if len(clean) else clean
+        place = self.place[self.is_clean]
+        return np.array([np.median(clean[place == number]) for number in np.unique(place)])
 
     @property
     def error_of_places(self) -> float:

@@ -3,23 +3,22 @@
     {"do": "start", "target": {...}, "cores": [0, 1], "trace": PATH, "loads": 3, "cache": PATH}
                                                                        -> {"ok": {"version": ...}}
     {"do": "load", "name": NAME, "path": PATH}                         -> {"ok": {"run_ns": ...}}
-    {"do": "run", "visits": [[NAME, prime, loops, samples, cold], ...]}
+    {"do": "run", "visits": [[NAME, prime, loops, samples, cold], ...], "turn": 0}
                                           -> {"ok": [[[wall_ns, cpu_ns, reference_ns], ...], ...]}
     {"do": "unload"}                                                   -> {"ok": {}}
 
-A network is loaded `loads` times, and its visits take turns with them. A failure is
+A network is loaded `loads` times, and rounds ("turn") take turns with them. A failure is
 {"error": TEXT} and the child goes on. Before each run its name is written to the trace file, so
 that the parent can say which network a dead or silent child was busy with.
 """
 
 import gc
-import itertools
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,7 @@ class Worker:
         self._runtime: Runtime | None = None
         self._is_elsewhere = False  # whether networks run on a GPU
         self._trace = -1
-        # Of each load in turn, by name and whether caches are cold.
-        self._runs: dict[tuple[str, bool], Iterator[Callable[[], None]]] = {}
+        self._runs: dict[str, list[Callable[[], None]]] = {}  # of each load
         self._loads = 1
         self._reference = reference_kernel()
         self._evictor = np.ones(evictor_bytes() // 4, dtype=np.float32)
@@ -95,8 +93,7 @@ class Worker:
             raise DeviceError("the child was not started.")
         self._note(name)
         runs = [runner.run for runner in self._runtime.load(Path(path), self._loads)]
-        for cold in (False, True):
-            self._runs[name, cold] = itertools.cycle(runs)
+        self._runs[name] = runs
         return {"run_ns": min(self._time(run, 1)[0] for run in runs for _ in range(WARM_UP_RUNS))}
 
     def unload(self) -> dict[str, Any]:
@@ -105,7 +102,9 @@ class Worker:
         gc.collect()
         return {}
 
-    def run(self, visits: list[tuple[str, int, int, int, bool]]) -> list[list[list[int]]]:
+    def run(
+        self, visits: list[tuple[str, int, int, int, bool]], turn: int = 0
+    ) -> list[list[list[int]]]:
         """Return for each visit its samples: wall, processor and reference nanoseconds.
 
         The first two are of `loops` runs together, the third is the slower of one run each of the
@@ -118,7 +117,8 @@ class Worker:
         answers = []
         for name, prime, loops, samples, cold in visits:
             self._note(name)
-            run = next(self._runs[name, bool(cold)])
+            runs = self._runs[name]
+            run = runs[turn % len(runs)]
             take = self._time_cold if cold else self._time
             take(run, prime)
             before_ns = self._reference_ns()

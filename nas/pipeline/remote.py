@@ -106,6 +106,7 @@ def serve(
     token_file: Path,
     address: tuple[str, int],
     max_bytes: tuple[int, int],
+    max_processes: int,
     *,
     ready: Callable[[str], None],
 ) -> None:
@@ -116,6 +117,7 @@ def serve(
         token_file: The token; made if it is not there.
         address: Host and port.
         max_bytes: Of one file, and of all files together.
+        max_processes: The most that a client's networks are timed in.
         ready: Told where it listens.
 
     Raises:
@@ -125,6 +127,7 @@ def serve(
     token = make_token(token_file)
     with lock(work / ".lock"):
         store = FileStore(work / "files", max_file_bytes=max_bytes[0], max_store_bytes=max_bytes[1])
-        with AgentServer(Agent(store), token, host=address[0], port=address[1]) as server:
+        agent = Agent(store, max_processes=max_processes)
+        with AgentServer(agent, token, host=address[0], port=address[1]) as server:
             ready(f"http://{address[0]}:{server.port}, token in {token_file}")
             server.serve_forever()

@@ -100,7 +100,11 @@ class FakeBench:
     def unload(self) -> None:
         self.true_ms.clear()
 
-    def run(self, visits: Sequence[Visit]) -> list[npt.NDArray[np.float64]]:
+    @property
+    def places(self) -> int:
+        return 1
+
+    def run(self, visits: Sequence[Visit], *, turn: int = 0) -> list[npt.NDArray[np.float64]]:
         self.rounds.append(list(visits))
         return [self._visit(visit) for visit in visits]
 

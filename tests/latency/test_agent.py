@@ -60,6 +60,7 @@ def serve(tmp_path: Path, target: Target, make_bench: Any) -> Served:
         bench: Bench | None = None, *, of: Target = target, port: int = 0, **options: Any
     ) -> Iterator[AgentServer]:
         limits = {key: options.pop(key) for key in list(options) if key.startswith("max_")}
+        options |= {"max_processes": options.pop("processes", 8)}
         store = FileStore(tmp_path / f"files-{of.device.slug}", **limits)
         shared = bench or make_bench()
         benches = options.pop("benches", lambda target, config: nullcontext(shared))
@@ -184,7 +185,7 @@ def test_long_work_is_asked_for_in_pieces(serve: Served, target: Target, tmp_pat
 
         def unload(self) -> None: ...
 
-        def run(self, visits: Any) -> list[Any]:
+        def run(self, visits: Any, *, turn: int = 0) -> list[Any]:
             import numpy as np
 
             self.asked.append(len(visits))
@@ -229,7 +230,7 @@ def test_another_version_is_refused_by_the_agent_naming_both(
     assert status == 426 and re.search(names, message) and "this is protocol 2 of" in message
 
 
-ABOUT: dict[str, Any] = {"client": "0" * 32, "timeout_s": 5, "loads": 1}
+ABOUT: dict[str, Any] = {"client": "0" * 32, "timeout_s": 5, "loads": 1, "processes": 1}
 GARBAGE: list[tuple[str, str, Any, int]] = [
     ("POST", "/v1/sessions", b"not json", 400),
     ("POST", "/v1/sessions", b"[" * 100_000, 400),
@@ -240,8 +241,11 @@ GARBAGE: list[tuple[str, str, Any, int]] = [
     ("POST", "/v1/sessions", {**ABOUT, "target": {}, "timeout_s": -1}, 400),
     ("POST", "/v1/sessions", {**ABOUT, "target": {}, "loads": 10**9}, 400),
     ("POST", "/v1/sessions", {**ABOUT, "target": {}, "loads": True}, 400),
+    ("POST", "/v1/sessions", {**ABOUT, "target": {}, "processes": 9}, 400),
+    ("POST", "/v1/sessions", {**ABOUT, "target": {}, "processes": 0}, 400),
+    ("POST", "/v1/sessions/abc/run", {"visits": [], "turn": -1}, 400),
     ("POST", "/v1/sessions", b'{"client": 1, "target": {}, "timeout_s": NaN, "loads": 1}', 400),
-    ("POST", "/v1/sessions/abc/run", {"visits": []}, 404),
+    ("POST", "/v1/sessions/abc/run", {"visits": [], "turn": 0}, 404),
     ("POST", "/v1/sessions/abc/shell", {}, 404),
     ("PUT", "/v1/files/../../etc/passwd", b"x", 404),
     ("PUT", "/v1/files/" + "%2e" * 32, b"x", 400),
@@ -308,7 +312,7 @@ def test_visits_beyond_the_limits_are_refused(
         with bench:
             bench.load("dw_r4_c8", save_conv(tmp_path / "a.onnx"))
             path = f"/v1/sessions/{bench._session}/run"
-            status, answer = ask(server, "POST", path, {"visits": rows})
+            status, answer = ask(server, "POST", path, {"visits": rows, "turn": 0})
     assert status in (400, 404) and re.search(says, answer["error"]["message"])
 
 
@@ -442,7 +446,7 @@ def test_a_dead_client_s_session_ends_after_the_idle_limit(serve: Served, target
             assert time.monotonic() - begun_s >= 0.1  # it waited for the limit
             assert living._session != dead._session
             path = f"/v1/sessions/{dead._session}/run"
-            assert ask(server, "POST", path, {"visits": []})[0] == 404
+            assert ask(server, "POST", path, {"visits": [], "turn": 0})[0] == 404
 
 
 def test_a_client_that_was_idle_for_too_long_gets_its_networks_back(
@@ -471,9 +475,9 @@ def test_a_client_that_was_cut_off_in_a_request_goes_on_behind_it(
     go_on = threading.Event()
 
     class Long(make_bench):  # type: ignore[misc]
-        def run(self, visits: Any) -> Any:
+        def run(self, visits: Any, *, turn: int = 0) -> Any:
             assert go_on.wait(20)
-            return super().run(visits)
+            return super().run(visits, turn=turn)
 
     with serve(Long()) as server:
         agent = client(server)
@@ -483,7 +487,9 @@ def test_a_client_that_was_cut_off_in_a_request_goes_on_behind_it(
             bench.load("dw_r4_c8", save_conv(tmp_path / "a.onnx"))
             path = f"/v1/sessions/{bench._session}/run"
             with pytest.raises(Exception, match="timed out"):
-                agent.ask("POST", path, {"visits": [["dw_r4_c8", 0, 1, 1, False]]}, wait_s=0.1)
+                agent.ask(
+                    "POST", path, {"visits": [["dw_r4_c8", 0, 1, 1, False]], "turn": 0}, wait_s=0.1
+                )
             threading.Timer(0.3, go_on.set).start()
             bench._begin()
             bench.unload()
@@ -503,7 +509,7 @@ class Lying:
 
     def unload(self) -> None: ...
 
-    def run(self, visits: Any) -> list[Any]:
+    def run(self, visits: Any, *, turn: int = 0) -> list[Any]:
         return [Listed(self.times)]
 
     def seconds(self) -> float:
@@ -555,8 +561,8 @@ def test_an_agent_that_lies_in_the_middle_of_a_profile_leaves_what_was_true(
             self.batches += 1
             super().unload()
 
-        def run(self, visits: Any) -> Any:
-            found = super().run(visits)
+        def run(self, visits: Any, *, turn: int = 0) -> Any:
+            found = super().run(visits, turn=turn)
             if self.batches == 2:
                 found[-1][0, 0] = wrong
             return found
@@ -612,10 +618,10 @@ from nas.latency.file_store import FileStore
 from nas.target import Target
 
 class Bench(conftest.FakeBench):
-    def run(self, visits):
+    def run(self, visits, *, turn=0):
         if {dies} and len(self.rounds) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().run(visits)
+        return super().run(visits, turn=turn)
 
 def begin(target, config):
     made = Bench(jitter=0.0)
@@ -724,3 +730,40 @@ def test_a_real_network_is_timed_by_a_real_agent(tmp_path: Path, write_conv: Any
         child.send_signal(signal.SIGTERM)
         _, err = child.communicate(timeout=20)
     assert child.returncode == 143, err
+
+
+def test_a_session_has_as_many_processes_as_the_client_wants_and_the_agent_allows(
+    serve: Served, target: Target, make_bench: Any
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def begin(target: Target, config: ProfileConfig) -> AbstractContextManager[Bench]:
+        asked.append((config.processes, config.loads))
+        return nullcontext(make_bench())
+
+    config = ProfileConfig(processes=8)
+    for allowed, expected in ((8, (8, 1)), (3, (3, 3)), (1, (1, 8))):
+        with serve(benches=begin, processes=allowed) as server:
+            agent = client(server)
+            agent.target("onnxruntime")  # the first that a client asks: what the device allows
+            with agent.bench(target, config) as bench:
+                assert bench.places == expected[0] * expected[1]
+        assert asked[-1] == expected
+
+
+def test_the_turn_of_a_round_reaches_the_device_in_every_piece_of_it(
+    serve: Served, target: Target, tmp_path: Path, make_bench: Any
+) -> None:
+    turns: list[int] = []
+
+    class Noting(make_bench):  # type: ignore[misc]
+        def run(self, visits: Any, *, turn: int = 0) -> Any:
+            turns.append(turn)
+            return super().run(visits, turn=turn)
+
+    long = Visit(name="dw_r4_c8", prime=0, loops=10**5, samples=1)
+    with serve(Noting()) as server, client(server).bench(target, CONFIG) as bench:
+        bench.unload()
+        bench.load("dw_r4_c8", save_conv(tmp_path / "a.onnx"))
+        bench.run([long] * 3, turn=5)
+    assert len(turns) > 1 and set(turns) == {5}

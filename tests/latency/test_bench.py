@@ -167,7 +167,7 @@ def test_caches_are_emptied_by_twice_the_second_level(
     assert evictor_bytes(tmp_path / "none") == 4 * 1024**2
 
 
-def test_visits_take_turns_with_the_loads_of_a_network(
+def test_rounds_take_turns_with_the_loads_of_a_network(
     tmp_path: Path, here: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[int] = []
@@ -184,11 +184,9 @@ def test_visits_take_turns_with_the_loads_of_a_network(
     worker.start(here.to_json(), cores, str(tmp_path / "trace"), loads=3)
     worker.load("n", "n.onnx")
     order.clear()
-    worker.run([("n", 0, 2, 1, False)] * 4)
-    assert order == [0, 0, 1, 1, 2, 2, 0, 0]
-    order.clear()
-    worker.run([("n", 0, 1, 1, True), ("n", 0, 1, 1, False)] * 2)
-    assert order == [0, 1, 1, 2]  # cold visits take turns of their own
+    for turn in range(4):
+        worker.run([("n", 0, 2, 1, False), ("n", 1, 1, 1, True)], turn)
+    assert order == [0] * 4 + [1] * 4 + [2] * 4 + [0] * 4  # all visits of a round at one place
 
 
 def test_the_child_gets_the_target_s_threads(tmp_path: Path, here: Target) -> None:

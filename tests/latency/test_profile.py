@@ -153,7 +153,8 @@ def test_a_price_known_only_roughly_is_grade_c_though_its_chains_are_grade_a() -
 
 def test_more_samples_at_the_same_places_do_not_make_a_price_better_known() -> None:
     def loaded(values: Sequence[float]) -> Series:  # each place has its own time, for its visits
-        return replace(series(np.repeat(values, 4).tolist() * 20), held=len(values))
+        place = np.tile(np.repeat(np.arange(len(values)), 4), 20)
+        return replace(series(np.repeat(values, 4).tolist() * 20), place=place)
 
     alike = slope_of(loaded([3.0] * 3), loaded([5.0] * 3))
     assert alike.grade == "A"
@@ -203,10 +204,10 @@ class DiesInBatch:
         self._left -= 1
         self._bench.unload()
 
-    def run(self, visits: Any) -> Any:
+    def run(self, visits: Any, *, turn: int = 0) -> Any:
         if self._left == 0:
             raise DeviceError(f"{visits[1].name}: the process that measures ended with signal 11.")
-        return self._bench.run(visits)
+        return self._bench.run(visits, turn=turn)
 
 
 def test_a_crash_keeps_the_finished_batches_and_the_next_run_goes_on(
@@ -258,10 +259,10 @@ class Killed(conftest.FakeBench):
     def unload(self):
         self.batches = getattr(self, "batches", 0) + 1
         super().unload()
-    def run(self, visits):
+    def run(self, visits, *, turn=0):
         if self.batches == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().run(visits)
+        return super().run(visits, turn=turn)
 
 target = Target.from_json(json.loads({target!r}))
 made = Killed()

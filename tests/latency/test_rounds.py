@@ -252,3 +252,25 @@ def test_fast_networks_are_run_often_before_they_are_timed_slow_ones_seldom(
     run_ms: float, runs: int
 ) -> None:
     assert prime_runs(run_ms) == runs
+
+
+def test_each_sample_knows_where_in_memory_its_network_was(
+    make_bench: Any, paths: dict[str, Path], config: ProfileConfig
+) -> None:
+    class Three(make_bench):  # type: ignore[misc]
+        """A bench whose networks are slower at some places than at others."""
+
+        places = 3
+        turns: list[int] = []  # noqa: RUF012  of this test only
+
+        def run(self, visits: Any, *, turn: int = 0) -> Any:
+            self.turns.append(turn)
+            return [samples * [1 + turn % 3, 1 + turn % 3, 1] for samples in
+                    super().run(visits, turn=turn)]  # fmt: skip
+
+    found = measure(Three(jitter=0.001), paths, config)
+    for series in found.values():
+        assert series.place is not None and set(series.place) == {0, 1, 2}
+        by_place = series.by_place
+        assert by_place / by_place[0] == pytest.approx([1, 2, 3], rel=0.02)
+    assert Three.turns[-1] >= 3

@@ -19,32 +19,32 @@ from nas.target import Target
 HERE = Target.parse("onnxruntime,fp32,b1,t1")
 
 
-def several(target: Target = HERE, processes: int = 2) -> SeveralBench:
-    return SeveralBench(target, processes=processes, timeout_s=30.0, loads=1)
+def several(target: Target = HERE, processes: int = 2, loads: int = 1) -> SeveralBench:
+    return SeveralBench(target, processes=processes, timeout_s=30.0, loads=loads)
 
 
-def test_every_process_loads_and_they_take_turns(
+def test_every_process_loads_and_rounds_take_turns_with_them(
     tmp_path: Path, write_conv: Callable[..., Path]
 ) -> None:
     paths = {name: write_conv(tmp_path / f"{name}.onnx", side=8) for name in "abc"}
-    with several() as bench:
+    with several(loads=3) as bench:
         children = bench._children
         loaded = bench.load_all(paths)
         assert list(loaded) == list(paths) and all(ms > 0 for ms in loaded.values())
-        busy: list[int] = []
+        busy: list[tuple[int, int]] = []
 
         def noting(number: int) -> Callable[..., list[Any]]:
-            def run(visits: Any) -> list[Any]:
-                busy.append(number)
+            def run(visits: Any, *, turn: int) -> list[Any]:
+                busy.append((number, turn))
                 return []
 
             return run
 
         for number, child in enumerate(children):
             child.run = noting(number)  # type: ignore[method-assign]
-        for _ in range(4):
-            bench.run([Visit(name="a", prime=1, loops=1, samples=1)])
-        assert busy == [0, 1, 0, 1]
+        for turn in range(bench.places):
+            bench.run([Visit(name="a", prime=1, loops=1, samples=1)], turn=turn)
+        assert busy == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
         pids = [child._child.pid for child in children]
     assert not any(map(psutil.pid_exists, pids))
     assert not _made(bench).exists()

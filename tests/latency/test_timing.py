@@ -34,9 +34,8 @@ def test_an_interval_counts_that_processes_differ_not_only_samples() -> None:
         visits = np.repeat(np.tile(places, 5), SAMPLES_A_VISIT)
         values = visits * (1 + 0.001 * np.sin(np.arange(len(visits))))
         clean = np.ones(len(values), dtype=bool)
-        series = Series(
-            all_ms=values, is_clean=clean, wanted=60, reference_ms=0.1, held=len(places)
-        )
+        place = np.repeat(np.tile(np.arange(len(places)), 5), SAMPLES_A_VISIT)
+        series = Series(all_ms=values, is_clean=clean, wanted=60, reference_ms=0.1, place=place)
         return summarise(series).ci_high_ms
 
     assert upper(1.0, 1.0, 1.0) == pytest.approx(1.0, abs=0.001)
