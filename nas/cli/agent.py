@@ -15,6 +15,7 @@ from nas.errors import ConfigError, DeviceError
 if TYPE_CHECKING:
     from nas.pipeline import Run, RunConfig
     from nas.pipeline.materials import Materials
+    from nas.pipeline.remote import RemoteDevice
 
 CHECK_NETWORKS = 20
 
@@ -40,19 +41,33 @@ class Elsewhere:
             raise ConfigError("--check-networks is for writing a --plan; leave it out here.")
 
 
+def device_of(
+    device: str | None, token_file: Path | None, target: str | None
+) -> "RemoteDevice | None":
+    """Return an agent's device, if one is named; None stands for this machine.
+
+    Raises:
+        ConfigError, DeviceError: as `RemoteDevice.at`; or there is a token and no device.
+    """
+    if device is None:
+        if token_file is not None:
+            raise ConfigError("--token-file is for --device http://HOST:PORT; give both.")
+        return None
+    from nas.pipeline.remote import RemoteDevice
+    from nas.target import DEFAULT_TARGET
+
+    return RemoteDevice.at(device, token_file, target or DEFAULT_TARGET)
+
+
 def at_device(
     config: "RunConfig | None", device: str | None, token_file: Path | None
 ) -> "tuple[RunConfig | None, Callable[[Run], Materials | None]]":
     """Return settings and what makes a run's materials, for an agent's device if one is named."""
-    if device is None:
-        if token_file is not None:
-            raise ConfigError("--token-file is for --device http://HOST:PORT; give both.")
-        return config, lambda run: None
-    if config is None:
+    if config is None and device is not None:
         return None, lambda run: None  # there is no run; opening it says so
-    from nas.pipeline.remote import RemoteDevice
-
-    there = RemoteDevice.at(device, token_file, config.target)
+    there = device_of(device, token_file, config.target if config is not None else None)
+    if there is None or config is None:
+        return config, lambda run: None
     return there.settings(config), there.materials
 
 

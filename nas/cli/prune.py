@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import flags
+from nas.cli.agent import device_of
 from nas.cli.console import Options, emit, guarded, progress
 
 Folder = Annotated[
@@ -57,6 +58,8 @@ def prune(
     table: flags.Table = None,
     measure: Measure = False,
     epochs: Epochs = 0,
+    device: flags.RemoteDevice = None,
+    token_file: flags.TokenFile = None,
     seed: flags.Seed = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -69,7 +72,8 @@ def prune(
     as much in each block as the network as a whole loses least by; widths and depths stay.
     BatchNorm's statistics are fitted anew where that lowers the loss. The folder is like a
     winner's: for timm and as ONNX. The pruned network is timed whole where the target is this
-    machine. Exits with 3 if nothing meets the budget; then nothing is written.
+    machine, or by the agent of --device. Exits with 3 if nothing meets the budget; then nothing
+    is written.
 
       nas prune runs/quickstart/winners/ID --latency-budget 80% --out runs/pruned
 
@@ -79,10 +83,12 @@ def prune(
     with guarded(options):
         from nas import pipeline
 
+        there = device_of(device, token_file, target)
         config = pipeline.PruneConfig(
             latency_budget=latency_budget,
             budgets=tuple(budget or ()),
             **({} if target is None else {"target": target}),
+            **({} if there is None else {"target": there.target.id}),
             table=table,
             space=space,
             data=data,
@@ -91,5 +97,6 @@ def prune(
             epochs=epochs,
             seed=seed or 0,
         )
-        result = pipeline.prune(folder, out, config, progress=progress(options))
+        benches = None if there is None else there.agent.bench
+        result = pipeline.prune(folder, out, config, progress=progress(options), benches=benches)
         emit(result.to_json(), result.text(), options)

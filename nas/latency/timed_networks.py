@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 SCHEMA = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class TimedNetworks:
     """Medians of networks by id, in the file at `path`: of one space, measured in one way, beside
     one table as it was.

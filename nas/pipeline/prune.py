@@ -16,6 +16,8 @@ from nas.errors import ConfigError
 from nas.files import to_plain, write_atomic
 from nas.latency import QUICK, LatencyTable, find_table, time_networks
 from nas.latency import profile as profile_table
+from nas.latency.measure import child_bench
+from nas.latency.sessions import Benches
 from nas.latency.table import TABLES, Fitted
 from nas.manifest import FILE, Accuracy, Ancestry, TargetResult, Winner
 from nas.network import NasHybrid, load_folder, stock, timm_models
@@ -105,11 +107,12 @@ def prune(
     *,
     progress: Teller,
     timed: Timed | None = None,
+    benches: Benches | None = None,
 ) -> Outcome:
     """Cut a trained network's inner numbers until it meets the budgets, and write it as a folder.
 
     What is cut is allocated as `nas search --importance` allocates: the least predicted loss within
-    all budgets, by the table. Then the network is timed whole on the target, if that is here; where
+    all budgets, by the table. Then the network is timed whole on the target, if that can be; where
     it is slower than its price, the level is lowered until what is measured meets the budget.
 
     Args:
@@ -118,7 +121,9 @@ def prune(
         out: Where the pruned network goes: a folder as `export` writes it.
         config: How.
         progress: Returns where a stage reports.
-        timed: Times whole networks; on this machine by default.
+        timed: Times whole networks, those promised to meet the budget; by default on `benches`.
+        benches: Makes the place where networks of the target run: on this machine by default,
+            nowhere if the target is another's.
 
     Raises:
         InfeasibleBudget: not even the smallest inner numbers meet a budget, by the table or
@@ -130,12 +135,14 @@ def prune(
     found = _source(source, config, progress("data"))
     space = _space(config.space or found.name, found.data, explicit=config.space is not None)
     target = Target.parse(config.target)
-    table = _table(target, found, space, config, progress("profile"))
+    if benches is None and target.is_here():
+        benches = child_bench
+    table = _table(target, found, space, config, progress("profile"), benches)
     fit = table.calibration(space or found.name, found.blocks)
     costs = PartCosts({latency_metric(target.id): table}, fit)
     cuts = _cuts(found, costs, table, fit, space)
-    if timed is None and target.is_here():
-        timed = _timer(table, progress("latency"))
+    if timed is None and benches is not None:
+        timed = _timer(table, benches, progress("latency"))
     levels = Levels(cuts, costs, target.id, timed)
     limits = levels.limits(config.latency_budget, config.budgets)
     done = _Done(blocks=found.blocks, limits=limits, table=table)
@@ -217,7 +224,12 @@ def _space(name: str, data: Data, *, explicit: bool) -> SearchSpace | None:
 
 
 def _table(
-    target: Target, found: Source, space: SearchSpace | None, config: PruneConfig, tell: Progress
+    target: Target,
+    found: Source,
+    space: SearchSpace | None,
+    config: PruneConfig,
+    tell: Progress,
+    benches: Benches | None,
 ) -> LatencyTable:
     """Return the target's table, with what it lacks measured into a copy if that is asked for."""
     path = find_table(target, config.table)
@@ -235,7 +247,12 @@ def _table(
         own_path = write_atomic(TABLES / path.name, path.read_bytes())  # a shipped one stays
     versions = [version for own in smaller(found.blocks, space) for version in own]
     return profile_table(
-        [*found.blocks, *versions], target, own_path, replace(QUICK, calibrate_on=0), tell
+        [*found.blocks, *versions],
+        target,
+        own_path,
+        replace(QUICK, calibrate_on=0),
+        tell,
+        benches=benches or child_bench,  # which says why it cannot
     )
 
 
@@ -260,9 +277,11 @@ def _cuts(
     )
 
 
-def _timer(table: LatencyTable, progress: Progress) -> Timed:
+def _timer(table: LatencyTable, benches: Benches, progress: Progress) -> Timed:
     careful = QUICK.for_winners()  # what is cut is promised to meet its budget
-    return lambda networks: time_networks(networks, table, careful, progress=progress)
+    return lambda networks: time_networks(
+        networks, table, careful, progress=progress, benches=benches
+    )
 
 
 # ---------------------------------------------------------------- what comes out

@@ -20,7 +20,7 @@ from nas.pipeline.outcome import Outcome
 from nas.pipeline.run import Progress, Run
 from nas.pipeline.winners import verdict
 from nas.target import DEFAULT_TARGET, Target
-from nas.winner.verify import measure, verify_elsewhere
+from nas.winner.verify import measure, trusted, verify_elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +68,15 @@ class RemoteDevice:
     def stopwatch(
         self, config: ProfileConfig, known: Known | None, progress: Progress
     ) -> Stopwatch:
-        """Return what times an exported folder on the device."""
+        """Return what times an exported folder on the device, as `verify` does on this machine."""
+        careful = config.for_winners()
 
         def timed(folder: Path) -> TargetResult:
-            with self.agent.bench(self.target, config) as bench:
-                return measure(folder, self.target, config, progress, known=known, bench=bench)
+            def once() -> TargetResult:
+                with self.agent.bench(self.target, careful) as bench:
+                    return measure(folder, self.target, careful, progress, known=known, bench=bench)
+
+            return trusted(Winner.load(folder), once)
 
         return timed
 

@@ -1,6 +1,7 @@
 """`nas prune`: never over the budget, the least important first, and nothing without need."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -283,6 +284,30 @@ def test_without_a_space_the_options_are_multiples_of_eight(
     found = pruned(folder, tmp_path / "p", table, "85%")
     assert found["offered"] > 40 and 0 < found["lacking"] < found["offered"]
     assert all(row["after"] % 8 == 0 or row["field"] == "heads" for row in found["cut"])
+
+
+def test_on_a_device_that_is_elsewhere_all_is_timed_there(
+    folder: Path, table: str, space_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = LatencyTable.load(table)
+    board = replace(here.target, device=replace(here.target.device, cpu="board"))
+    path = replace(here, target=board).save(tmp_path / "board.json").path
+    asked: list[Any] = []
+
+    def time(networks: Any, table: LatencyTable, config: Any, **given: Any) -> dict[str, Timing]:
+        asked.append((table.target, given["benches"], config.processes))
+        found: dict[str, Timing] = clock(path)(networks)
+        return found
+
+    monkeypatch.setattr(sys.modules["nas.pipeline.prune"], "time_networks", time)
+    config = PruneConfig(latency_budget="85%", table=path, space=space_file, target=board.id)
+    benches: Any = object()
+    found = prune(str(folder), tmp_path / "p", config, progress=silent, benches=benches)
+    assert asked and all(row == (board, benches, 8) for row in asked)
+    assert found.values["target"] == board.id and found.values["measured"]
+    asked.clear()
+    found = prune(str(folder), tmp_path / "q", config, progress=silent)  # nobody to time it
+    assert not asked and not found.values["measured"]
 
 
 # ---------------------------------------------------------------- which channels
