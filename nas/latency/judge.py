@@ -1,7 +1,7 @@
 """Which samples count: those taken while nobody else had the processor or the shared cache."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,14 @@ class Known:
     The ms of the reference kernel, and what the guard takes by what the reference takes then. A
     session in which the reference is slower than MAX_SLOWER times that, or the guard than MAX_GUARD
     times, is waited for, then accepted as grade C.
+
+    `patience_s` is how long a session that is slower at all is waited for, before that is taken for
+    its clock. Times that are held only against others of the same session need none.
     """
 
     reference_ms: float | None = None
     guard_by_reference: float | None = None
+    patience_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +38,14 @@ class Judge:
     """Says which samples are clean: of a target's threads, by what is known of this machine.
 
     Clocks that rise and fall slow all networks alike, which anchors put right. A neighbour on the
-    same core does not, and keeps the reference above MAX_SLOWER of what is known; one in the shared
-    cache keeps the guard above MAX_GUARD of it, by the reference.
+    same core does not, and keeps the reference above `max_slower` of what is known; one in the
+    shared cache keeps the guard above MAX_GUARD of it, by the reference.
     """
 
     threads: int
     known_ms: float
     guard_known: float
+    max_slower: float = MAX_SLOWER
 
     @classmethod
     def by(cls, known: Known, threads: int) -> "Judge":
@@ -48,6 +53,10 @@ class Judge:
         given = (known.reference_ms, known.guard_by_reference)
         known_ms, guard_known = (math.inf if value is None else value for value in given)
         return cls(threads=threads, known_ms=known_ms, guard_known=guard_known)
+
+    def hoping(self) -> "Judge":
+        """Return a judge that takes no clock for slow, but waits for the speed that is known."""
+        return replace(self, max_slower=MAX_REFERENCE)
 
     def is_clean(self, record: Times, *, by_session: bool = False) -> npt.NDArray[np.bool_]:
         """Return which rows had a processor all the time, at a moment when reference and guard were
@@ -84,7 +93,7 @@ class Judge:
         """Return what the reference must take: its floor here, or that known if this is too
         slow."""
         floor_ms = floor(record)
-        return floor_ms if floor_ms <= MAX_SLOWER * self.known_ms else self.known_ms
+        return floor_ms if floor_ms <= self.max_slower * self.known_ms else self.known_ms
 
     def _guard_level(self, record: Times) -> float:
         return min(guard_floor(record), self.guard_known * floor(record))

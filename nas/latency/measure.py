@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from nas.target import Target
 
 MIN_LOADED_BYTES = 1024 * 1024 * 1024  # of weights in files; a runtime holds about twice that
 LOADED_SHARE = 0.2  # of this machine's memory, where that is more
+# How long full speed is waited for. A budget is in ms: on a shared machine whole minutes pass in
+# which everything takes 1.3 times as long, which looks like a lower clock (LOG.md, 2026-11-30).
+PATIENCE_S = 60.0
 
 Progress = Callable[[int, int, str], None]
 
@@ -64,7 +68,7 @@ def measure_networks(
             {name: networks[name] for name in group} | guards,
             config,
             threads=target.threads,
-            known=known,
+            known=replace(known or Known(), patience_s=min(PATIENCE_S, config.time_limit_s)),
             tick=partial(_tell, progress, len(found), len(group), len(networks)),
         )
     found.pop(GUARD, None)

@@ -82,7 +82,8 @@ def measure(
     first_ms = np.array([loaded_ms[task.name] for task in tasks])
     run_ms = _warm_up(bench, tasks, first_ms, config)
     generator = np.random.default_rng(config.seed)
-    judge = Judge.by(known or Known(), threads)
+    known = known or Known()
+    patient = Judge.by(known, threads)
     guards = np.flatnonzero([task.label == GUARD for task in tasks])
     began_s, turn = bench.seconds(), 0
     record = np.empty((0, 7))
@@ -96,6 +97,7 @@ def measure(
         of_round = (bench.seconds(), turn % bench.places)
         record = np.concatenate([record, *_rows(order, found, guard_ms, of_round)])
         turn += 1
+        judge = patient.hoping() if bench.seconds() - began_s < known.patience_s else patient
         is_clean = judge.is_clean(record)
         unfinished = _unfinished(record[is_clean], count, config)
         if bench.seconds() - began_s >= config.time_limit_s:
@@ -108,7 +110,7 @@ def measure(
             wants = np.array([task.label in names for task in tasks])
             unfinished = np.flatnonzero(wants & (counts < MAX_MORE * config.samples))
         tick(float(np.minimum(counts / config.samples, 1.0).mean()))
-    return _series([task.label for task in tasks], record, judge, config)
+    return _series([task.label for task in tasks], record, patient, config)
 
 
 def _series(

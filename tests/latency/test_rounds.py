@@ -274,3 +274,25 @@ def test_each_sample_knows_where_in_memory_its_network_was(
         by_place = series.by_place
         assert by_place / by_place[0] == pytest.approx([1, 2, 3], rel=0.02)
     assert Three.turns[-1] >= 3
+
+
+def test_a_machine_slower_than_known_is_waited_for_where_asked_and_taken_as_it_is_then(
+    make_bench: Any, one: dict[str, Path]
+) -> None:
+    class Waking(make_bench):  # type: ignore[misc]
+        """A machine at 1/1.25 of its speed for the first ten seconds."""
+
+        def run(self, visits: Any, *, turn: int = 0) -> Any:
+            slower = 1.25 if self.seconds() < 1010 else 1.0
+            return [samples * slower for samples in super().run(visits, turn=turn)]
+
+    config = ProfileConfig(samples=12, spread_s=0.5, time_limit_s=30.0)
+    known = Known(reference_ms=0.2)
+    (full,) = measure(Waking(), one, config).values()
+    (hasty,) = measure(Waking(), one, config, known=known).values()
+    (patient,) = measure(Waking(), one, config, known=replace(known, patience_s=20.0)).values()
+    (weary,) = measure(Waking(), one, config, known=replace(known, patience_s=4.0)).values()
+    assert hasty.median_ms == pytest.approx(full.median_ms, rel=0.02)
+    assert hasty.median_ms == pytest.approx(1.25 * patient.median_ms, rel=0.02)
+    assert weary.median_ms == pytest.approx(hasty.median_ms, rel=0.02)
+    assert not hasty.is_slow and not patient.is_slow and not weary.is_slow
