@@ -1,9 +1,12 @@
 """Is the table still right today? A few networks measured whole before a search set it right.
 
-Clocks, neighbours and the table's own error move the times of all networks of a level together; a
-search that does not know leaves part of the budget unused, or finds none that meets it.
+Clocks, another copy of the machine and the table's own error move the times of all networks
+together; a search that does not know leaves part of the budget unused, or finds none that meets it.
+A table is off for each network in its own way as well, so that a few say little of small errors:
+prices are changed only by what is more than chance.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +24,7 @@ from nas.study import latency_metric
 DRAWS = 4096
 COMPLETED = 16  # for each network that is wanted: completing one takes milliseconds
 UNTRUSTED = "C"  # a grade that says nothing of the table
+CLEAR = 2.0  # standard errors of the mean that a correction must exceed
 
 
 def recalibrate(
@@ -38,7 +42,7 @@ def recalibrate(
         level: Where networks are wanted.
 
     Returns:
-        Target id -> {factor, networks, trusted}; empty if nothing was measured.
+        Target id -> what `correction` says; empty if nothing was measured.
 
     Raises:
         UnreliableTiming, DeviceError: as `time_networks`.
@@ -65,31 +69,45 @@ def recalibrate(
 
 def correction(
     predicted_ms: Mapping[str, float], timings: Mapping[str, Timing]
-) -> dict[str, float | int]:
-    """Return what a table's prices are to be multiplied by: the median of measured by predicted.
+) -> dict[str, float | int | None]:
+    """Return what a table's prices are to be multiplied by: measured by predicted, on average.
 
-    Timings of grade C are left out; if more than half of them are, the factor is 1.
+    Timings of grade C are left out. The factor is 1 where the average is within CLEAR standard
+    errors of that, or rests on fewer than two networks or less than half of them.
+
+    Returns:
+        factor; found, the average itself (None: there was none); networks; and trusted of them.
     """
     ratios = [
         timing.median_ms / predicted_ms[name]
         for name, timing in timings.items()
         if timing.grade != UNTRUSTED
     ]
-    factor = float(np.median(ratios)) if 2 * len(ratios) >= max(len(timings), 1) else 1.0
-    return {"factor": factor, "networks": len(timings), "trusted": len(ratios)}
+    found = float(np.mean(ratios)) if ratios else None
+    factor = 1.0
+    if found is not None and len(ratios) >= max(2, len(timings) / 2):
+        error = float(np.std(ratios, ddof=1)) / math.sqrt(len(ratios))
+        factor = found if abs(found - 1) > CLEAR * error else 1.0
+    return {"factor": factor, "found": found, "networks": len(timings), "trusted": len(ratios)}
 
 
 def told(target_id: str, found: Mapping[str, Any]) -> str:
     """Return what was found of a target's table, in words."""
     count, trusted = found["networks"], found["trusted"]
-    if 2 * trusted < count:
+    measured = f"{trusted} of {count} networks measured whole before the search"
+    if found["factor"] != 1.0:
+        return (
+            f"  {measured} take {found['factor']:.3f} x what the table of {target_id} says: all "
+            "its prices count times that"
+        )
+    if found["found"] is None or trusted < max(2, count / 2):
         return (
             f"  the table of {target_id} is taken as it is: {count - trusted} of {count} networks "
             "measured before the search were grade C"
         )
     return (
-        f"  networks take {found['factor']:.3f} x what the table of {target_id} says ({trusted} "
-        "measured whole before the search): all its prices count times that"
+        f"  {measured} take {found['found']:.3f} x what the table of {target_id} says, no more than "
+        "chance: its prices stay"
     )
 
 

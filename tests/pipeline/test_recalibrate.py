@@ -37,11 +37,24 @@ def timing(median_ms: float, grade: str = "A") -> Timing:
     )  # fmt: skip
 
 
-def test_the_factor_is_the_median_of_what_can_be_trusted() -> None:
+def test_the_factor_is_the_average_of_what_can_be_trusted() -> None:
     said = {"a": 1.0, "b": 2.0, "c": 4.0}
     found = correction(said, {"a": timing(1.1), "b": timing(2.4), "c": timing(9.0, "C")})
-    assert found == {"factor": pytest.approx(1.15), "networks": 3, "trusted": 2}
-    assert "networks take 1.150 x what the table of t says (2 measured" in told("t", found)
+    assert found == {"factor": pytest.approx(1.15), "found": pytest.approx(1.15),
+                     "networks": 3, "trusted": 2}  # fmt: skip
+    assert "2 of 3 networks measured whole before the search take 1.150 x" in told("t", found)
+
+
+def test_what_may_be_chance_changes_no_price() -> None:
+    said = dict.fromkeys("abcd", 1.0)
+    ratios = np.array([-0.08, 0.0, 0.02, 0.06])  # standard error 3 %
+    small, large = (
+        correction(said, {name: timing(by + off) for name, off in zip("abcd", ratios, strict=True)})
+        for by in (1.05, 1.15)
+    )
+    assert small["factor"] == 1.0 and small["found"] == pytest.approx(1.05)
+    assert "take 1.050 x what the table of t says, no more than chance" in told("t", small)
+    assert large["factor"] == large["found"] == pytest.approx(1.15)
 
 
 def test_a_table_is_taken_as_it_is_where_too_few_timings_can_be_trusted() -> None:
@@ -49,7 +62,11 @@ def test_a_table_is_taken_as_it_is_where_too_few_timings_can_be_trusted() -> Non
     found = correction(said, {"a": timing(2), "b": timing(2, "C"), "c": timing(2, "C")})
     assert found["factor"] == 1.0
     assert "the table of t is taken as it is: 2 of 3 networks" in told("t", found)
-    assert correction({}, {}) == {"factor": 1.0, "networks": 0, "trusted": 0}
+    alone = correction({"a": 1.0}, {"a": timing(2)})
+    assert alone["factor"] == 1.0 and alone["found"] == 2.0
+    nothing = correction({}, {})
+    assert nothing == {"factor": 1.0, "found": None, "networks": 0, "trusted": 0}
+    assert "taken as it is" in told("t", nothing)
 
 
 def completion_by(table: LatencyTable) -> GenesAlone:
@@ -160,7 +177,7 @@ def _digest(run: Run) -> str:
 
 def test_prices_of_the_search_are_multiplied_and_measured_once(measured: Any) -> None:
     result, seen = measured()
-    assert result[TARGET] == {"factor": pytest.approx(1.2), "networks": 4, "trusted": 4}
+    assert result[TARGET]["factor"] == pytest.approx(1.2) and result[TARGET]["trusted"] == 4
     assert seen == {"grew": pytest.approx(1.2), "digest": True, "times": (4,)}
     again, seen = measured()  # a search that goes on prices by what it began with
     assert again == result and seen["times"] == (4,)
@@ -189,7 +206,7 @@ def test_a_search_predicts_by_the_networks_it_measured_and_says_so(
     study = Study.load("today", storage=f"sqlite:///{finished}/runs/nas.db")
     assert list(study.attrs["price_factors"].values()) == [found["factor"]]
     if found["trusted"] == 2:
-        assert f"networks take {found['factor']:.3f} x what the table of" in out
+        assert f"take {found['found']:.3f} x what the table of" in out
     table = LatencyTable.load(next((finished / "runs/tables").glob("onnxruntime*.json")))
     space = SearchSpace.load("tiny").replace(num_classes=10, in_chans=3, image_size=32)
     for trial in study.trials:
