@@ -106,8 +106,8 @@ def told(target_id: str, found: Mapping[str, Any]) -> str:
             "measured before the search were grade C"
         )
     return (
-        f"  {measured} take {found['found']:.3f} x what the table of {target_id} says, no more than "
-        "chance: its prices stay"
+        f"  {measured} take {found['found']:.3f} x what the table of {target_id} says, no more "
+        "than chance: its prices stay"
     )
 
 
