@@ -35,7 +35,8 @@ class RunConfig:
     networks at that level are measured whole on each target, and what they take by what its table
     says multiplies all its prices if it is more than chance (0: none are). `other_targets` are
     further devices and runtimes whose latencies have budgets of their own
-    (`latency_ms:<target>=5ms`); winners are measured on each, and `statistic` says what of a measurement a budget is compared with: the
+    (`latency_ms:<target>=5ms`); winners are measured on each, and `statistic` says what of a
+    measurement a budget is compared with: the
     upper end of the median's interval, or the 95th percentile of all runs. `importance` says how
     the inner numbers of candidates are chosen: by allocation with losses from Taylor importance
     or measured ones ("sensitivity"), or as genes of their own ("none"). `mode` "front" looks for
