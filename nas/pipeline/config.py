@@ -102,8 +102,10 @@ class RunConfig:
             raise ConfigError(
                 f"check_networks must be at least {MIN_NETWORKS}, but is {self.check_networks}."
             )
-        if self.recalibrate_on < 0:
-            raise ConfigError(f"recalibrate_on must be at least 0, but is {self.recalibrate_on}.")
+        if self.recalibrate_on < 0 or self.recalibrate_on == 1:  # one says nothing of chance
+            raise ConfigError(
+                f"recalibrate_on must be 0 or at least 2, but is {self.recalibrate_on}."
+            )
         for name in ("margin", "least_use"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 0 to below 1, but is {getattr(self, name)}.")

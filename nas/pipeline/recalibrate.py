@@ -58,7 +58,7 @@ def recalibrate(
         said = {item.id: costs for item, costs in drawn}
         found = {}
         for target_id, table in materials.tables.items():
-            timings = materials.time(table, networks, progress)
+            timings = materials.time(table, networks, progress) if networks else {}
             metric = latency_metric(target_id)
             predicted_ms = {name: said[name][metric] for name in timings}
             found[target_id] = correction(predicted_ms, timings)
@@ -131,7 +131,9 @@ def networks_at(
     ]
     rng.shuffle(choices)
     likely = _nearest(choices, level.off(*completion.bounds(choices)))[: COMPLETED * count]
-    costs = completion.price(likely)
+    costs = completion.price(likely) if likely else {}
+    if not costs:  # nothing of all that is possible
+        return []
     found: dict[str, tuple[Architecture, dict[str, float]]] = {}
     for choice, place in _nearest(list(zip(likely, range(len(likely)), strict=True)),
                                   level.off(costs, costs)):  # fmt: skip

@@ -101,11 +101,11 @@ def test_where_nothing_is_at_the_level_the_nearest_networks_are_taken(made_table
     assert all(costs[METRIC] < 1.5 * smallest_ms for _, costs in found)
 
 
-class Bought:
-    """A completion in which only one outline is possible at all."""
+class Restricted:
+    """A completion in which only one width is possible at all, or nothing."""
 
-    def __init__(self, inner: GenesAlone) -> None:
-        self._inner = inner
+    def __init__(self, inner: GenesAlone, *, is_empty: bool = False) -> None:
+        self._inner, self._is_empty = inner, is_empty
         self.genes = inner.genes
         self.canonical, self.architecture = inner.canonical, inner.architecture
 
@@ -113,18 +113,21 @@ class Bought:
         costs = self._inner.price(choices)
         first = next(iter(self.genes))
         is_possible = np.array([choice[first] == self.genes[first][0] for choice in choices])
+        is_possible &= not self._is_empty
         return {metric: np.where(is_possible, own, np.inf) for metric, own in costs.items()}
 
     def bounds(self, choices: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-        costs = self._inner.price(choices)
+        costs = self.price(choices)
         return costs, costs
 
 
 def test_what_cannot_be_completed_is_not_measured(made_table: Made) -> None:
     table = made_table(SPACE)
-    completion = Bought(completion_by(table))
+    completion = Restricted(completion_by(table))
     found = networks_at(completion, level_of(table, 0.5), 4, seed=0)
     assert found and all(np.isfinite(costs[METRIC]) for _, costs in found)
+    nothing = Restricted(completion_by(table), is_empty=True)
+    assert networks_at(nothing, level_of(table, 0.5), 4, seed=0) == []
 
 
 # ---------------------------------------------------------------- as a stage of a run
@@ -189,8 +192,9 @@ def test_prices_of_the_search_are_multiplied_and_measured_once(measured: Any) ->
 def test_a_search_may_take_its_tables_as_they_are(measured: Any) -> None:
     result, seen = measured(recalibrate_on=0)
     assert result == {} and seen == {"grew": 1.0, "digest": True, "times": ()}
-    with pytest.raises(ConfigError, match="recalibrate_on must be at least 0, but is -1"):
-        RunConfig(recalibrate_on=-1)
+    for wrong in (-1, 1):
+        with pytest.raises(ConfigError, match=f"recalibrate_on must be 0 or at least 2.*{wrong}"):
+            RunConfig(recalibrate_on=wrong)
 
 
 @pytest.mark.slow
