@@ -137,12 +137,11 @@ def search(
 ) -> None:
     """Search the trained supernet for the best networks under a hard budget.
 
-    Needs `nas train` and, for the target, a table (`nas profile`); a few networks measured first
-    set the table's prices right for today (recalibrate_on=4). The study is kept in a
-    database anyone can query; the best candidates are measured whole, on every target, before one
-    is chosen: here, by an agent (--device), or by hand: --plan writes them and ends, --plan with
-    --results goes on with their times. --importance allocates widths inside blocks instead of
-    searching them; --stock keeps to timm's own entrypoints; --mode front spreads the winners.
+    Needs `nas train` and, for the target, a table (`nas profile`), which four networks measured
+    first set right (recalibrate_on=4). The study is kept in a database anyone can query; the best
+    candidates are measured whole, on every target, before one is chosen: here, by an agent
+    (--device), or by hand: --plan writes them and ends, with --results it goes on. --importance
+    allocates widths inside blocks; --stock keeps to timm's own; --mode front spreads the winners.
     """
     options = Options(json, quiet, verbose, debug, go_on("search", run))
     with guarded(options):

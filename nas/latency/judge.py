@@ -45,6 +45,7 @@ class Judge:
     threads: int
     known_ms: float
     guard_known: float
+    patience_s: float = 0.0
     max_slower: float = MAX_SLOWER
 
     @classmethod
@@ -52,11 +53,17 @@ class Judge:
         """Return who judges a session by what is known."""
         given = (known.reference_ms, known.guard_by_reference)
         known_ms, guard_known = (math.inf if value is None else value for value in given)
-        return cls(threads=threads, known_ms=known_ms, guard_known=guard_known)
+        return cls(
+            threads=threads,
+            known_ms=known_ms,
+            guard_known=guard_known,
+            patience_s=known.patience_s,
+        )
 
-    def hoping(self) -> "Judge":
-        """Return a judge that takes no clock for slow, but waits for the speed that is known."""
-        return replace(self, max_slower=MAX_REFERENCE)
+    def after(self, seconds: float) -> "Judge":
+        """Return who judges a session that is so old: while there is patience, no clock is taken
+        for a slow one, and the speed that is known is waited for."""
+        return replace(self, max_slower=MAX_REFERENCE) if seconds < self.patience_s else self
 
     def is_clean(self, record: Times, *, by_session: bool = False) -> npt.NDArray[np.bool_]:
         """Return which rows had a processor all the time, at a moment when reference and guard were

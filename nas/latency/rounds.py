@@ -78,15 +78,12 @@ def measure(
     bench.unload()
     loaded_ms = load_all(bench, paths)
     tasks = [*map(_Task, paths), *(_Task(name, cold=True) for name in cold)]
-    count = len(tasks)
-    first_ms = np.array([loaded_ms[task.name] for task in tasks])
-    run_ms = _warm_up(bench, tasks, first_ms, config)
+    labels, count = [task.label for task in tasks], len(tasks)
+    run_ms = _warm_up(bench, tasks, np.array([loaded_ms[task.name] for task in tasks]), config)
     generator = np.random.default_rng(config.seed)
-    known = known or Known()
-    patient = Judge.by(known, threads)
-    guards = np.flatnonzero([task.label == GUARD for task in tasks])
-    began_s, turn = bench.seconds(), 0
-    record = np.empty((0, 7))
+    patient = Judge.by(known or Known(), threads)
+    guards = np.flatnonzero([label == GUARD for label in labels])
+    began_s, turn, record = bench.seconds(), 0, np.empty((0, 7))
     unfinished = np.setdiff1d(np.arange(count), guards)
     while len(unfinished) and bench.seconds() - began_s < 2 * config.time_limit_s:
         visits = [task.visit(ms, config) for task, ms in zip(tasks, run_ms, strict=True)]
@@ -97,7 +94,7 @@ def measure(
         of_round = (bench.seconds(), turn % bench.places)
         record = np.concatenate([record, *_rows(order, found, guard_ms, of_round)])
         turn += 1
-        judge = patient.hoping() if bench.seconds() - began_s < known.patience_s else patient
+        judge = patient.after(bench.seconds() - began_s)
         is_clean = judge.is_clean(record)
         unfinished = _unfinished(record[is_clean], count, config)
         if bench.seconds() - began_s >= config.time_limit_s:
@@ -106,11 +103,11 @@ def measure(
         unfinished = np.setdiff1d(unfinished, guards)
         counts = _counts(record[is_clean], count)
         if not len(unfinished) and bench.seconds() - began_s < config.time_limit_s:
-            names = unsure(_series([task.label for task in tasks], record, judge, config))
-            wants = np.array([task.label in names for task in tasks])
+            names = unsure(_series(labels, record, judge, config))
+            wants = np.array([label in names for label in labels])
             unfinished = np.flatnonzero(wants & (counts < MAX_MORE * config.samples))
         tick(float(np.minimum(counts / config.samples, 1.0).mean()))
-    return _series([task.label for task in tasks], record, patient, config)
+    return _series(labels, record, patient, config)
 
 
 def _series(

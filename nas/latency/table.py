@@ -15,7 +15,6 @@ from nas.block import Block, parse
 from nas.errors import ConfigError, CorruptFile, NasError
 from nas.files import digest_json, into, packaged_folder, read_json, to_plain, write_atomic
 from nas.latency.calibration import (
-    KNEE_MB,
     MAX_MS,
     Calibration,
     Costs,
@@ -23,6 +22,7 @@ from nas.latency.calibration import (
     footprint_mb,
 )
 from nas.latency.judge import GUARD_KNOWN, Known
+from nas.latency.older_tables import with_sizes, without_knees
 from nas.space import SearchSpace
 from nas.target import Target
 
@@ -125,9 +125,9 @@ class LatencyTable:
             except NasError as error:
                 raise CorruptFile(f"{path}: entries: {error}") from error
         if plain["schema"] == 1:
-            plain["calibrations"] = _without_knees(plain["calibrations"], path)
+            plain["calibrations"] = without_knees(plain["calibrations"], path)
         if plain["schema"] < 3:
-            plain["calibrations"] = _with_sizes(plain["calibrations"])
+            plain["calibrations"] = with_sizes(plain["calibrations"])
         return cls(
             target=Target.from_json(plain["target"], source=f"{path}: target"),
             entries=into(
@@ -341,34 +341,6 @@ class LatencyTable:
             f"the latency table {self.path or target.id} has no entry for {missing[0]}{others}. "
             f"Measure what is missing with `{command}`."
         )
-
-
-def _without_knees(calibrations: dict[str, Any], path: Path | str) -> dict[str, Any]:
-    """Return the calibrations of a table of schema 1 that mean the same today."""
-    kept = {
-        name: value
-        for name, value in calibrations.items()
-        if not (isinstance(value, dict) and KNEE_MB in value.get("coefficients", {}))
-    }
-    for name in sorted(calibrations.keys() - kept.keys()):
-        logger.warning(
-            "%s: the calibration of %s is of an older form; `nas profile --space %s` measures the "
-            "networks of a new one, and no entry again",
-            path,
-            name,
-            name,
-        )
-    return kept
-
-
-def _with_sizes(calibrations: dict[str, Any]) -> dict[str, Any]:
-    """Return calibrations of before schema 3 by space and image size, that of a shipped space.
-
-    A space of the user's own keeps its name alone, and is known by the largest network.
-    """
-    shipped = {name: SearchSpace.load(name) for name in SearchSpace.names() if name in calibrations}
-    sized = {name: calibration_name(name, space.image_size) for name, space in shipped.items()}
-    return {sized.get(name, name): value for name, value in calibrations.items()}
 
 
 def _line(value: Any) -> str:

@@ -184,8 +184,8 @@ READS: dict[str, tuple[str, ...]] = {
         "importance", "statistic", "target", "other_targets", "seed",
     ),
     "recalibrate": (
-        "recalibrate_on", "latency_budget", "budgets", "margin", "least_use", "importance",
-        "target", "other_targets", "seed",
+        "recalibrate_on", "latency_budget", "budgets", "margin", "least_use", "importance", "mode",
+        "stock", "target", "other_targets", "seed",
     ),
     "distill": ("teacher", "teach", "distill", "winners", "candidates", "seed", "threads"),
     "export": (),

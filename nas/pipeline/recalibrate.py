@@ -17,13 +17,14 @@ from nas.pipeline.allocation import Completion
 from nas.pipeline.completion import Level
 from nas.pipeline.materials import Materials
 from nas.pipeline.run import Progress, Run
+from nas.search.rows import Rows
 from nas.seeds import stage_seed
 from nas.space import Architecture
 from nas.study import latency_metric
+from nas.winner.promise import UNTRUSTED
 
 DRAWS = 4096
 COMPLETED = 16  # for each network that is wanted: completing one takes milliseconds
-UNTRUSTED = "C"  # a grade that says nothing of the table
 CLEAR = 2.0  # standard errors of the mean that a correction must exceed
 
 
@@ -119,17 +120,10 @@ def networks_at(
     Each draw leans towards the first options or the last by a random share of its own, as in
     `SearchSpace.sample`. There are fewer than `count` where a space has fewer.
     """
-    rng = np.random.default_rng(seed)
-    most = np.array([len(options) for options in completion.genes.values()], dtype=np.int64) - 1
-    codes = rng.binomial(most, rng.random((DRAWS, 1)), size=(DRAWS, len(most)))
-    choices = [
-        {
-            gene: options[code]
-            for code, (gene, options) in zip(row, completion.genes.items(), strict=True)
-        }
-        for row in np.unique(codes, axis=0)
-    ]
-    rng.shuffle(choices)
+    rows = Rows(completion.genes, completion.price, {}, seed=seed)
+    share, shape = rows.rng.random((DRAWS, 1)), (DRAWS, len(rows.sizes))
+    codes = np.unique(rows.rng.binomial(rows.sizes - 1, share, size=shape), axis=0)
+    choices = [rows.choice(row) for row in rows.rng.permutation(codes)]
     likely = _nearest(choices, level.off(*completion.bounds(choices)))[: COMPLETED * count]
     costs = completion.price(likely) if likely else {}
     if not costs:  # nothing of all that is possible
