@@ -10,32 +10,46 @@ from nas.errors import ConfigError, CorruptFile
 from nas.files import digest_file, into, read_json, to_plain, write_json
 from nas.space import Architecture, architecture_of
 
-SCHEMA = 1
+SCHEMA = 2  # in 1 there was one int8 file, ONNX Runtime's
 FILE = "winner.json"
 LATENCY = "latency_ms"
 STATISTICS = ("median", "p95")  # what of a measurement a budget is compared with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Accuracy:
+    """Top-1 accuracy, 0 to 1, of a runtime's int8 file, on the images of Accuracy's."""
+
+    search: float
+    test: float | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_no_share("accuracy.int8.search", self.search)
+        _refuse_no_share("accuracy.int8.test", self.test)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
     """Top-1 accuracy, 0 to 1: on the search split, and on test once `verify` has opened it.
 
-    `search_images` is how many images the first was counted on, 0 where nobody noted it. Those of
-    the int8 file are there where a target runs it.
+    `search_images` is how many images the first was counted on, 0 where nobody noted it. `int8` has
+    those of the int8 files, by the runtime each is for; they are made where a target runs them.
     """
 
     search: float
     search_images: int = 0
     test: float | None = None
     test_images: int = 0
-    search_int8: float | None = None
-    test_int8: float | None = None
+    int8: dict[str, Int8Accuracy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("search", "test", "search_int8", "test_int8"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"accuracy.{name} must be from 0 to 1, but is {value}.")
+        _refuse_no_share("accuracy.search", self.search)
+        _refuse_no_share("accuracy.test", self.test)
+
+
+def _refuse_no_share(name: str, value: float | None) -> None:
+    if value is not None and not 0 <= value <= 1:
+        raise ConfigError(f"{name} must be from 0 to 1, but is {value}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +169,7 @@ class Winner:
             CorruptFile: missing, damaged, or it breaks the schema.
         """
         path = Path(folder) / FILE
-        return into(cls, read_json(path), source=str(path), error=CorruptFile)
+        return into(cls, _upgraded(read_json(path)), source=str(path), error=CorruptFile)
 
     def save(self, folder: Path | str) -> Path:
         """Write FOLDER/winner.json atomically; the last file of a winner to be written."""
@@ -178,3 +192,16 @@ class Winner:
                 f"{Path(folder) / changed[0]} is missing or is not the file that was exported. "
                 "Restore it, or export the winner again."
             )
+
+
+def _upgraded(value: Any) -> Any:
+    """Return what schema 1 says as schema 2 says it; anything else as it is."""
+    if not (isinstance(value, dict) and value.get("schema") == 1):
+        return value
+    accuracy = value.get("accuracy")
+    if isinstance(accuracy, dict):
+        rest = {key: item for key, item in accuracy.items() if not key.endswith("_int8")}
+        shares = {split: accuracy.get(f"{split}_int8") for split in ("search", "test")}
+        int8 = {} if shares["search"] is None else {"onnxruntime": shares}
+        value = {**value, "accuracy": {**rest, "int8": int8}}
+    return {**value, "schema": SCHEMA}

@@ -9,7 +9,7 @@ import pytest
 
 from nas.errors import ConfigError, CorruptFile
 from nas.files import digest_file
-from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
+from nas.manifest import Accuracy, Ancestry, Int8Accuracy, TargetResult, Winner
 from nas.space import SearchSpace
 
 HERE, THERE = "onnxruntime-1.31.1_fp32_nchw_b1_t1@a-x86_64", "onnxruntime-1.31.1@b-x86_64"
@@ -53,6 +53,29 @@ def test_winner_json_has_the_documented_keys(tmp_path: Path) -> None:
     )
 
 
+def test_a_winner_of_the_first_schema_keeps_what_its_int8_file_scored(tmp_path: Path) -> None:
+    path = a_winner().save(tmp_path)
+    plain = {**json.loads(path.read_text()), "schema": 1}
+    flat = {"search": 0.98, "search_images": 300, "test": None, "test_images": 0}
+    for search, test, int8 in (
+        (0.97, 0.96, {"onnxruntime": Int8Accuracy(search=0.97, test=0.96)}),
+        (None, None, {}),
+    ):
+        accuracy = {**flat, "search_int8": search, "test_int8": test}
+        path.write_text(json.dumps({**plain, "accuracy": accuracy}))
+        winner = Winner.load(tmp_path)
+        assert winner.accuracy == Accuracy(search=0.98, search_images=300, int8=int8)
+        assert (
+            winner.save(tmp_path / "again").read_text()
+            and Winner.load(tmp_path / "again") == winner
+        )
+    path.write_text(json.dumps({**plain, "accuracy": {"search": 0.98}}))
+    assert Winner.load(tmp_path).accuracy == Accuracy(search=0.98)
+    path.write_text(json.dumps({**plain, "accuracy": 0.98}))
+    with pytest.raises(CorruptFile, match="accuracy"):
+        Winner.load(tmp_path)
+
+
 def test_a_winner_cut_at_any_byte_is_a_corrupt_file(tmp_path: Path) -> None:
     raw = a_winner().save(tmp_path).read_bytes()
     for end in range(0, len(raw) - 2, 37):
@@ -69,12 +92,14 @@ def test_a_missing_winner_is_a_corrupt_file_that_names_the_path(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema", 2, "schema 2"),
+        ("schema", 3, "schema 3"),
         ("acuracy", {}, "did you mean 'accuracy'"),
         ("blocks", ["stem_r32"], "stem_r32"),
         ("architecture", {"schema": 1}, "not an Architecture"),
         ("accuracy", {"search": 98.5}, "from 0 to 1"),
         ("accuracy", {"search": "high"}, "accuracy.search"),
+        ("accuracy", {"search": 0.9, "int8": {"openvino": {"search": 2}}}, "from 0 to 1"),
+        ("accuracy", {"search": 0.9, "int8": 0.9}, "accuracy.int8"),
         ("budgets", {"params": 0}, "budget of params must be above 0"),
         ("targets", [{"target": HERE, "predicted_ms": 0.0}], "predicted_ms must be above 0"),
         ("targets", [{"target": HERE}, {"target": HERE}], "each target stands once"),

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,10 @@ class Bench(Protocol):
     def load(self, name: str, path: Path) -> float:
         """Load a file under a name and return the milliseconds of one warm run."""
 
+    def load_all(self, paths: Mapping[str, Path]) -> dict[str, float]:
+        """Load files by name, one after another where nothing better is known; see load."""
+        return {name: self.load(name, path) for name, path in paths.items()}
+
     def unload(self) -> None:
         """Forget every network."""
 
@@ -80,7 +84,7 @@ class Bench(Protocol):
         """Return the time on the clock that limits and spreads refer to."""
 
 
-class ChildBench:
+class ChildBench(Bench):
     """A Bench in a child process of its own, with the target's threads; use it as a context.
 
     Args:

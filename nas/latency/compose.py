@@ -147,6 +147,8 @@ def weight_bytes(path: Path) -> int:
         return sum(file.stat().st_size for file in path.glob("*.safetensors"))
     if path.suffix == ".json":
         return sum(part.bytes for part in read_parts(path))
+    if path.suffix == ".xml":
+        path = path.with_suffix(".bin")
     return path.stat().st_size
 
 

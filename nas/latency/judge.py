@@ -68,6 +68,22 @@ class Judge:
     def is_clean(self, record: Times, *, by_session: bool = False) -> npt.NDArray[np.bool_]:
         """Return which rows had a processor all the time, at a moment when reference and guard were
         fast: as fast as is known, or as they were in this session."""
+        has_core, has_cache = self._undisturbed(record, by_session=by_session)
+        return has_core & has_cache
+
+    def disturbance(self, record: Times) -> str:
+        """Return why most rows of the last round are not clean, in words; "" if they are."""
+        rows = record[:, 1] == record[-1, 1]
+        has_core, has_cache = (mask[rows] for mask in self._undisturbed(record, by_session=False))
+        if np.mean(has_core & has_cache) >= 0.5:
+            return ""
+        whose = "the processor" if has_core.sum() <= has_cache.sum() else "the shared cache"
+        return f"waiting for others to leave {whose}"
+
+    def _undisturbed(
+        self, record: Times, *, by_session: bool
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Return which rows had the processor to themselves, and which the shared cache."""
         ratio = record[:, 2] / record[:, 3]
         if self.threads > 1:
             for index in np.unique(record[:, 0]):
@@ -75,12 +91,8 @@ class Judge:
                 ratio[rows] /= np.quantile(ratio[rows], 0.1)
         floor_ms = floor(record) if by_session else self._level(record)
         guard_ms = guard_floor(record) if by_session else self._guard_level(record)
-        clean: npt.NDArray[np.bool_] = (
-            (ratio <= MAX_WALL_PER_CPU)
-            & (record[:, 4] <= MAX_REFERENCE * floor_ms)
-            & (record[:, 5] <= MAX_GUARD * guard_ms)
-        )
-        return clean
+        has_core = (ratio <= MAX_WALL_PER_CPU) & (record[:, 4] <= MAX_REFERENCE * floor_ms)
+        return has_core, record[:, 5] <= MAX_GUARD * guard_ms
 
     def slower(self, record: Times) -> str | None:
         """Return in which way the machine was slower all the time than it is known to be."""

@@ -12,7 +12,7 @@ from nas.latency.compose import weight_bytes
 from nas.latency.guard import GUARD
 from nas.latency.judge import Known
 from nas.latency.profile_config import ProfileConfig
-from nas.latency.rounds import measure
+from nas.latency.rounds import measure, with_reason
 from nas.latency.several import bench_here
 from nas.latency.timing import Series, Timing, summarise
 from nas.target import Target
@@ -85,8 +85,8 @@ def child_bench(target: Target, config: ProfileConfig) -> AbstractContextManager
     )
 
 
-def _tell(progress: Progress, before: int, count: int, total: int, share: float) -> None:
-    progress(before + int(share * count), total, "timing whole networks")
+def _tell(progress: Progress, before: int, count: int, total: int, share: float, why: str) -> None:
+    progress(before + int(share * count), total, with_reason("timing whole networks", why))
 
 
 def loadable_bytes(target: Target) -> int:

@@ -93,6 +93,11 @@ def is_quantized(source: Path) -> bool:
     return any(node.op_type == "DequantizeLinear" for node in nodes)
 
 
+def is_quantized_openvino(model: Any) -> bool:
+    """Return whether an OpenVINO model is in int8 already."""
+    return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+
+
 def quantize_openvino(
     model: Any, *, samples: Sequence[Values] | None = None, corrects_bias: bool = False
 ) -> Any:
@@ -123,6 +128,58 @@ def quantize_openvino(
                 disable_bias_correction=not corrects_bias
             ),
         )
+
+
+def write_openvino(
+    source: Path, destination: Path, *, samples: Sequence[Values] | None = None
+) -> Path:
+    """Write an ONNX file in int8 as OpenVINO runs it, .xml and .bin; return the .xml's path.
+
+    Args:
+        source: An fp32 file of one input of fixed shape.
+        destination: Ends with .xml; the .bin of that name is written too, before it.
+        samples: Inputs to calibrate on; by default random ones, as for `quantize_openvino`.
+
+    Raises:
+        CorruptFile: `source` cannot be read.
+        DeviceError: OpenVINO or NNCF is not installed, or cannot quantize it.
+        StorageError: the files cannot be written.
+    """
+    try:
+        core = import_openvino().Core()
+        try:
+            model = core.read_model(str(source))
+        except Exception as error:  # the library raises RuntimeError and others
+            reason = first_line(error)
+            raise CorruptFile(f"{source.name} cannot be quantized: {reason}") from error
+        made = quantize_openvino(model, samples=samples, corrects_bias=True)
+    except ImportError as error:
+        raise DeviceError(
+            f"no int8 file for OpenVINO can be made here ({error}). Install what it takes with "
+            "`pip install 'hybrid-nas[openvino]'`."
+        ) from error
+    except CorruptFile:
+        raise
+    except Exception as error:  # NNCF has no public root of its errors
+        raise DeviceError(f"nncf cannot quantize {source.name}: {first_line(error)}") from error
+    return save_openvino(made, destination)
+
+
+def save_openvino(model: Any, destination: Path) -> Path:
+    """Write an OpenVINO model to an .xml and, before it, the .bin beside it; return the former.
+
+    The library numbers operations through all models of a process; here they get their place in
+    this one, so that the same model gives the same bytes.
+    """
+    for place, node in enumerate(model.get_ordered_ops()):
+        if node.get_type_name() not in ("Parameter", "Result"):
+            node.set_friendly_name(f"{node.get_type_name()}_{place}")
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / destination.name
+        import_openvino().save_model(model, str(made), compress_to_fp16=False)
+        weights = made.with_suffix(".bin")
+        write_atomic(destination.with_suffix(".bin"), weights.read_bytes())
+        return write_atomic(destination, made.read_bytes())
 
 
 def random_samples(shape: Sequence[int]) -> list[Values]:

@@ -163,7 +163,7 @@ class RemoteAgent:
         return DeviceError(f"{self.url} answered what no agent answers: {what[:300]}")
 
 
-class RemoteBench:
+class RemoteBench(Bench):
     """A Bench whose networks run on an agent's device; use it as a context.
 
     Args:

@@ -23,7 +23,6 @@ from nas.latency.bench import Bench, Times, Visit
 from nas.latency.guard import GUARD
 from nas.latency.judge import Judge, Known, floor, guard_floor
 from nas.latency.profile_config import ProfileConfig
-from nas.latency.several import load_all
 from nas.latency.timing import MIN_CLEAN, SAMPLES_A_VISIT, Series
 
 logger = logging.getLogger(__name__)
@@ -41,6 +40,7 @@ MAX_MORE = 4  # times as many samples as asked for, where they do not say enough
 
 Indices = npt.NDArray[np.int64]
 Unsure = Callable[[Mapping[str, Series]], Collection[str]]
+Tick = Callable[[float, str], None]
 
 
 def sure(series: Mapping[str, Series]) -> Collection[str]:
@@ -57,7 +57,7 @@ def measure(
     known: Known | None = None,
     cold: Collection[str] = (),
     unsure: Unsure = sure,
-    tick: Callable[[float], None] = lambda share: None,
+    tick: Tick = lambda share, why: None,
 ) -> dict[str, Series]:
     """Sample every network until each has enough clean samples, or the time limit is reached.
 
@@ -73,10 +73,10 @@ def measure(
             emptied before each run.
         unsure: Names the networks whose samples do not say enough yet, once all have as many as
             asked for; they get up to MAX_MORE times as many.
-        tick: Told after each round which share of the wanted samples is there.
+        tick: Told after each round which share of the wanted samples is there, and its disturbance.
     """
     bench.unload()
-    loaded_ms = load_all(bench, paths)
+    loaded_ms = bench.load_all(paths)
     tasks = [*map(_Task, paths), *(_Task(name, cold=True) for name in cold)]
     labels, count = [task.label for task in tasks], len(tasks)
     run_ms = _warm_up(bench, tasks, np.array([loaded_ms[task.name] for task in tasks]), config)
@@ -106,8 +106,13 @@ def measure(
             names = unsure(_series(labels, record, judge, config))
             wants = np.array([label in names for label in labels])
             unfinished = np.flatnonzero(wants & (counts < MAX_MORE * config.samples))
-        tick(float(np.minimum(counts / config.samples, 1.0).mean()))
+        tick(float(np.minimum(counts / config.samples, 1.0).mean()), judge.disturbance(record))
     return _series(labels, record, patient, config)
+
+
+def with_reason(text: str, why: str) -> str:
+    """Return what is done as progress shows it, with what a `tick` was told of why it takes."""
+    return f"{text}, {why}" if why else text
 
 
 def _series(

@@ -27,7 +27,7 @@ from nas.latency.measure import Progress, by_bytes, loadable_bytes
 from nas.latency.plan import session_seconds
 from nas.latency.profile_config import ProfileConfig
 from nas.latency.recipes import Chain, parts_of
-from nas.latency.rounds import Unsure, measure, sure
+from nas.latency.rounds import Unsure, measure, sure, with_reason
 from nas.latency.table import LatencyTable
 from nas.latency.timing import MIN_CLEAN, Series
 from nas.target import Target
@@ -128,8 +128,8 @@ class Sessions:
                     known=table.known,
                     cold=cold,
                     unsure=unsure,
-                    tick=lambda share: self._teller.tell(
-                        LOADED + (1 - LOADED) * share, f"timing {what}"
+                    tick=lambda share, why: self._teller.tell(
+                        LOADED + (1 - LOADED) * share, with_reason(f"timing {what}", why)
                     ),
                 )
         drift = drift_of(table, {name: series[name] for name in anchors})

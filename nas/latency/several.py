@@ -12,7 +12,7 @@ from nas.latency.bench import Bench, ChildBench, Times, Visit
 from nas.target import Target
 
 
-class SeveralBench:
+class SeveralBench(Bench):
     """Runs the same networks in several child processes; rounds take turns with them.
 
     Code and memory of a process lie where its start happened to put them, and small networks are
@@ -105,10 +105,3 @@ def bench_here(
     if processes == 1:
         return ChildBench(target, timeout_s=timeout_s, loads=loads)
     return SeveralBench(target, processes=processes, timeout_s=timeout_s, loads=loads)
-
-
-def load_all(bench: Bench, paths: Mapping[str, Path]) -> dict[str, float]:
-    """Load files into a bench, several processes beside each other; return ms of a warm run."""
-    if isinstance(bench, SeveralBench):
-        return bench.load_all(paths)
-    return {name: bench.load(name, path) for name, path in paths.items()}

@@ -20,8 +20,8 @@ from nas.pipeline.run import Progress, Run
 from nas.pipeline.winners import verdict
 from nas.space import Architecture
 from nas.target import Target
-from nas.winner.quantized import INT8
-from nas.winner.verify import ONNX, result_of, verify_elsewhere
+from nas.winner.quantized import INT8_KINDS, ONNX
+from nas.winner.verify import result_of, verify_elsewhere
 
 
 class _Written(Exception):  # noqa: N818  no error: the search stops here until times are there
@@ -99,7 +99,8 @@ def _looked_up(
 
 def _timed_file(folder: Path, winner: Winner) -> Path:
     """Return the file whose accuracy and latency are promised for the device: int8, if there is."""
-    return folder / (INT8 if INT8 in winner.files else ONNX)
+    (int8,) = INT8_KINDS["onnxruntime"].files
+    return folder / (int8 if int8 in winner.files else ONNX)
 
 
 def plan_winner(folder: Path, plan: Path) -> Outcome:

@@ -114,11 +114,8 @@ def _table(
 
 
 def _in_int8(accuracy: Mapping[str, Any]) -> dict[str, str]:
-    """Return the row of the int8 file's accuracy; none where there is no such file."""
-    test, search = (
-        accuracy.get("test_int8"),
-        accuracy.get("search_int8"),
-    )  # a run of before has none
-    if test is None or search is None:
-        return {}
-    return {"test accuracy in int8": f"{test:.1%} ({search:.1%} on search)"}
+    """Return the rows of the int8 files' accuracies; none where there is no such file."""
+    return {
+        f"test accuracy in int8, {runtime}": f"{own['test']:.1%} ({own['search']:.1%} on search)"
+        for runtime, own in accuracy.get("int8", {}).items()  # a run of before has none
+    }

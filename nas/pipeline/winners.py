@@ -238,11 +238,10 @@ def export(run: Run) -> Outcome:
 
 
 def _int8_words(accuracy: dict[str, Any]) -> str:
-    """Return what the int8 file scores beside the network; nothing where there is no such file."""
-    int8 = accuracy.get("search_int8")
-    if int8 is None:
-        return ""
-    return f" {accuracy['search']:.1%} on the search split, {int8:.1%} in int8;"
+    """Return what int8 files score beside the network; nothing where there is no such file."""
+    int8 = accuracy.get("int8", {})
+    words = [f", {own['search']:.1%} in int8 by {runtime}" for runtime, own in int8.items()]
+    return f" {accuracy['search']:.1%} on the search split{''.join(words)};" if words else ""
 
 
 def verify_folder(

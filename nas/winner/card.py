@@ -6,7 +6,7 @@ from typing import Any
 
 from nas.block import parse_network
 from nas.manifest import LATENCY, Accuracy, TargetResult, Winner
-from nas.winner.quantized import INT8
+from nas.winner.quantized import INT8_KINDS, int8_runtimes
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
@@ -78,7 +78,7 @@ timm's transform above does all of it.{labels}
 {ancestry}
 """
 
-INT8_FILE = "the same in int8 for ONNX Runtime, calibrated on training images, batch 1"
+INT8_ROW = "| {files} | the same in int8 for {title}, calibrated on training images, batch 1 |"
 NAS_NOTE = """\
 The architecture is a list of blocks under the name `nas_hybrid`, which `import nas.network`
 registers with timm (`pip install hybrid-nas`; `import nas` alone does not register it).
@@ -115,7 +115,7 @@ def render(winner: Winner, config: Mapping[str, Any]) -> str:
         labels=labels,
         entrypoint=_entrypoint(config),
         precision="fp32",
-        int8=f"\n| `{INT8}` | {INT8_FILE} |" if INT8 in winner.files else "",
+        int8="".join(f"\n{_int8_file(runtime)}" for runtime in int8_runtimes(winner.files)),
         blocks="\n".join(winner.blocks),
         ancestry=_ancestry(winner),
     )
@@ -155,16 +155,22 @@ def measured(winner: Winner) -> str:
 
 
 def _int8_rows(accuracy: Accuracy) -> list[tuple[str, str]]:
-    """Return the rows about the int8 file; none where there is no such file."""
-    if accuracy.search_int8 is None:
-        return []
-    test = "not opened yet; run `nas verify`"
-    if accuracy.test_int8 is not None:
-        test = f"{100 * accuracy.test_int8:.1f} % of {accuracy.test_images} images"
-    return [
-        ("accuracy in int8, search split", f"{100 * accuracy.search_int8:.1f} %"),
-        ("accuracy in int8, test split", test),
-    ]
+    """Return the rows about the int8 files; none where there is no such file."""
+    rows = []
+    for runtime, own in accuracy.int8.items():
+        test = "not opened yet; run `nas verify`"
+        if own.test is not None:
+            test = f"{100 * own.test:.1f} % of {accuracy.test_images} images"
+        name = f"accuracy in int8 by {runtime}"
+        rows += [(f"{name}, search split", f"{100 * own.search:.1f} %")]
+        rows += [(f"{name}, test split", test)]
+    return rows
+
+
+def _int8_file(runtime: str) -> str:
+    """Return the row of a runtime's int8 file in the list of files."""
+    kind = INT8_KINDS[runtime]
+    return INT8_ROW.format(files=", ".join(f"`{name}`" for name in kind.files), title=kind.title)
 
 
 def _latency_rows(winner: Winner, result: TargetResult) -> list[tuple[str, str]]:

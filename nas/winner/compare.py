@@ -1,12 +1,17 @@
 """Whether an exported file computes what the network computes."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from nas.errors import CorruptFile, DeviceError
+from nas.latency.openvino_import import import_openvino
+from nas.latency.runtimes.protocol import Values, first_line
+
+Scorer = Callable[[Tensor], Tensor]  # images (n, c, h, w) to scores (n, classes)
 
 
 def onnx_scores(path: Path | str, images: Tensor) -> Tensor:
@@ -17,8 +22,8 @@ def onnx_scores(path: Path | str, images: Tensor) -> Tensor:
     return onnx_scorer(path)(images)
 
 
-def onnx_scorer(path: Path | str) -> Callable[[Tensor], Tensor]:
-    """Load a file for ONNX Runtime's CPU, one thread; return what scores images as `onnx_scores`.
+def onnx_scorer(path: Path | str) -> Scorer:
+    """Load a file of batch 1 for ONNX Runtime's CPU, one thread; return what scores images by it.
 
     Raises:
         CorruptFile: it is not an ONNX file that can be run.
@@ -39,21 +44,57 @@ def onnx_scorer(path: Path | str) -> Callable[[Tensor], Tensor]:
         )
         name = session.get_inputs()[0].name
     except Exception as error:  # the library has no public root of its errors
-        raise _unusable(path, error) from error
+        raise _unusable(path, "ONNX Runtime", error) from error
 
-    def scores(images: Tensor) -> Tensor:
+    def score(image: Values) -> Values:
         try:
-            rows = [session.run(None, {name: one[None].numpy()})[0] for one in images.contiguous()]
+            found: Values = session.run(None, {name: image})[0]
+            return found
         except Exception as error:  # the library has no public root of its errors
-            raise _unusable(path, error) from error
-        return torch.cat([torch.from_numpy(row) for row in rows])
+            raise _unusable(path, "ONNX Runtime", error) from error
 
-    return scores
+    return partial(_one_by_one, score)
 
 
-def _unusable(path: Path | str, error: Exception) -> CorruptFile:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return CorruptFile(f"{path} cannot be run by ONNX Runtime: {first}. Export the winner again.")
+def openvino_scorer(path: Path | str) -> Scorer:
+    """Load a file of batch 1 for OpenVINO's CPU plugin, one thread; return what scores by it.
+
+    Raises:
+        CorruptFile: it is not a file that OpenVINO can run.
+        DeviceError: OpenVINO is not installed.
+    """
+    try:
+        openvino = import_openvino()
+    except ImportError as error:
+        raise DeviceError(
+            f"openvino cannot be loaded ({error}). Install it with "
+            "`pip install 'hybrid-nas[openvino]'`."
+        ) from error
+    options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    try:
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(str(path)), "CPU", options)
+    except Exception as error:  # the library raises RuntimeError and others
+        raise _unusable(path, "OpenVINO", error) from error
+
+    def score(image: Values) -> Values:
+        try:
+            found: Values = compiled([image])[0]
+            return found
+        except Exception as error:  # the library raises RuntimeError and others
+            raise _unusable(path, "OpenVINO", error) from error
+
+    return partial(_one_by_one, score)
+
+
+def _one_by_one(score: Callable[[Values], Values], images: Tensor) -> Tensor:
+    rows = [score(image[None].numpy()) for image in images.contiguous()]
+    return torch.cat([torch.from_numpy(row) for row in rows])
+
+
+def _unusable(path: Path | str, runtime: str, error: Exception) -> CorruptFile:
+    reason = first_line(error)
+    return CorruptFile(f"{path} cannot be run by {runtime}: {reason}. Export the winner again.")
 
 
 @torch.no_grad()

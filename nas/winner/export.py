@@ -17,17 +17,18 @@ from torch import nn
 from nas import network
 from nas.block import parse_network
 from nas.data import Data, eval_batches
-from nas.errors import ConfigError, NasError, StorageError, TrainingDiverged
+from nas.errors import ConfigError, DeviceError, NasError, StorageError, TrainingDiverged
 from nas.files import digest_file, read_json, storage_error, write_atomic
-from nas.manifest import FILE, Winner
+from nas.manifest import FILE, Int8Accuracy, Winner
 from nas.network import NasHybrid, stock
+from nas.target import installed_version
 from nas.winner import card
 from nas.winner.compare import network_scores, onnx_scores, relative_error
 from nas.winner.promise import ONNX_TOLERANCE
-from nas.winner.quantized import INT8, int8_device, onnx_accuracy, write_int8
+from nas.winner.quantized import INT8_FILES, ONNX, int8_accuracy, int8_devices, write_int8
 
-CONFIG, WEIGHTS, ONNX, CARD = "config.json", "model.safetensors", "model.onnx", "README.md"
-PROMISED = (CONFIG, WEIGHTS, ONNX, INT8)
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+PROMISED = (CONFIG, WEIGHTS, ONNX, *INT8_FILES)
 LICENSE = "apache-2.0"
 COMPARED_IMAGES = 8
 
@@ -42,8 +43,9 @@ def export(model: NasHybrid, *, folder: Path | str, winner: Winner, data: Data) 
     place and renamed. The same network gives the same bytes. One process at a time may export to
     a folder.
 
-    For a target that is ONNX Runtime in int8 the folder also has model.int8.onnx, calibrated on
-    training images, and `accuracy.search_int8` is what it scores.
+    For a target that is ONNX Runtime in int8 the folder also has model.int8.onnx, for one that is
+    OpenVINO model.int8.xml and .bin, calibrated on training images; `accuracy.int8` is what they
+    score. The latter are not made where OpenVINO is not installed, which is said.
 
     Args:
         model: The trained network, on any device; it is not changed.
@@ -59,7 +61,7 @@ def export(model: NasHybrid, *, folder: Path | str, winner: Winner, data: Data) 
         StorageError: the disk is full or the path is impossible; what stood there is intact.
         TrainingDiverged: a weight is NaN or infinite.
         NasError: the ONNX file would compute something else than the network.
-        DeviceError: ONNX Runtime cannot quantize it.
+        DeviceError: a runtime cannot quantize it.
     """
     _check(model, winner, data)
     ours = _copy(model)
@@ -142,14 +144,19 @@ def _compare(model: nn.Module, onnx: Path, data: Data) -> None:
 
 
 def _with_int8(winner: Winner, stage: Path, data: Data) -> Winner:
-    """Write the int8 file if a target runs it; return the winner with what it scores on search."""
-    device = int8_device(row.target for row in winner.targets)
-    share = None
-    if device is not None:
-        file = write_int8(stage / ONNX, stage / INT8, data, device)
-        share = onnx_accuracy(file, data.split("search"), data)
-        log.info("in int8 %.4f of the search split are right", share)
-    return replace(winner, accuracy=replace(winner.accuracy, search_int8=share))
+    """Write int8 files for targets that run them; return the winner with their scores on search."""
+    int8 = {}
+    for runtime, device in int8_devices(row.target for row in winner.targets).items():
+        try:
+            installed_version(runtime, "int8")
+        except DeviceError as error:  # the target is elsewhere
+            log.warning("no int8 file is made, and fp32 is all that is scored: %s", error)
+            continue
+        write_int8(runtime, stage / ONNX, stage, data, device)
+        share = int8_accuracy(runtime, stage, data.split("search"), data)
+        log.info("in int8 %.4f of the search split are right by %s", share, runtime)
+        int8[runtime] = Int8Accuracy(search=share)
+    return replace(winner, accuracy=replace(winner.accuracy, int8=int8))
 
 
 # ---------------------------------------------------------------- the folder

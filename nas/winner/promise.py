@@ -1,12 +1,12 @@
 """VerifyResult: what a winner promised, what was seen when it was checked, and what follows."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nas.block import parse_network
 from nas.errors import BrokenPromise, ConfigError
 from nas.manifest import LATENCY, TargetResult, Winner
-from nas.winner.quantized import int8_device
+from nas.winner.quantized import int8_devices
 
 STANDARD_ERRORS = 3.0
 UNTRUSTED = "C"  # the grade of timings on a machine that others kept busy
@@ -26,7 +26,7 @@ class Statement:
 class Seen:
     """What the checking process saw; nothing but `changed_files` if there are any.
 
-    `test` is the accuracy on test, from 0 to 1, and `test_int8` that of the int8 file.
+    `test` is the accuracy on test, from 0 to 1, and `test_int8` those of int8 files, by runtime.
     `onnx_error` is the largest difference between the ONNX file's scores and the reloaded
     network's, relative to the largest score; None where scores are not finite or not of one shape.
     """
@@ -34,7 +34,7 @@ class Seen:
     changed_files: tuple[str, ...] = ()
     test: float = 0.0
     test_images: int = 0
-    test_int8: float | None = None
+    test_int8: dict[str, float] = field(default_factory=dict)
     onnx_error: float | None = None
     params: int = 0
     latency: TargetResult | None = None
@@ -110,9 +110,11 @@ def judge(
 
 def with_seen(winner: Winner, seen: Seen, latency: TargetResult) -> Winner:
     """Return the manifest with test accuracy and latency as they were measured."""
-    accuracy = replace(
-        winner.accuracy, test=seen.test, test_images=seen.test_images, test_int8=seen.test_int8
-    )
+    int8 = {
+        runtime: replace(known, test=seen.test_int8.get(runtime))
+        for runtime, known in winner.accuracy.int8.items()
+    }
+    accuracy = replace(winner.accuracy, test=seen.test, test_images=seen.test_images, int8=int8)
     known = winner.on(latency.target)
     row = replace(latency, predicted_ms=known.predicted_ms if known else None)
     others = [row if old.target == row.target else old for old in winner.targets]
@@ -159,14 +161,15 @@ def _accuracy(winner: Winner, seen: Seen, tolerance: float | None, is_unscored: 
 
 
 def _accuracy_int8(winner: Winner, seen: Seen, tolerance: float | None) -> list[Statement]:
-    promised, about = winner.accuracy.search_int8, "accuracy_int8"
-    if promised is None:
-        return []
-    if seen.test_int8 is None:
-        text = "the int8 file that was promised was not scored"
-        return [Statement(about=about, text=text, is_kept=False)]
-    text, kept = _held(promised, seen.test_int8, winner, seen, tolerance)
-    return [Statement(about=about, text=f"test accuracy in int8 {text}", is_kept=kept)]
+    rows = []
+    for runtime, promised in winner.accuracy.int8.items():
+        test = seen.test_int8.get(runtime)
+        text, kept = f"the int8 file that was promised for {runtime} was not scored", False
+        if test is not None:
+            text, kept = _held(promised.search, test, winner, seen, tolerance)
+            text = f"test accuracy in int8 by {runtime} {text}"
+        rows.append(Statement(about=f"accuracy_int8:{runtime}", text=text, is_kept=kept))
+    return rows
 
 
 def _held(
@@ -184,8 +187,8 @@ def _held(
 
 def _is_unscored(winner: Winner, target: str) -> bool:
     """Return whether a target runs int8 while only the fp32 network was scored."""
-    is_scored = winner.accuracy.search_int8 is not None and int8_device([target]) is not None
-    return "_int8_" in target and not is_scored
+    scored = int8_devices([target]).keys() & winner.accuracy.int8.keys()
+    return "_int8_" in target and not scored
 
 
 def _latency(winner: Winner, latency: TargetResult) -> Statement:

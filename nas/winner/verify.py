@@ -33,11 +33,11 @@ from nas.target import PARTS, Target
 from nas.winner import card
 from nas.winner.compare import network_scores, onnx_scores, relative_error
 from nas.winner.promise import UNTRUSTED, Seen, VerifyResult, judge
-from nas.winner.quantized import INT8, onnx_accuracy, takes_int8
+from nas.winner.quantized import ONNX, int8_accuracy, int8_runtimes, timed_file
 
 # not `-m nas.winner.verify`: that would import this file twice, once as nas.winner.verify
 CHILD = "from nas.winner.verify import main; main()"
-ONNX, NAME = "model.onnx", "the winner"
+NAME = "the winner"
 COMPARED_IMAGES = 32
 BATCH_SIZE = 256
 PAUSES_S = (0.0, 30.0, 120.0)  # before a timing that cannot be trusted is taken again
@@ -252,10 +252,12 @@ def examine(folder: Path, data_name: str, progress: Progress = silent) -> Seen:
     test = load_test(
         data_name, image_size=model.pretrained_cfg["input_size"][-1], progress=progress
     )
-    accuracy, int8 = _accuracy(model, test, progress), None
-    if INT8 in Winner.load(folder).files:
-        int8 = onnx_accuracy(folder / INT8, test, _Shown.of(model), progress)
-    images, _ = next(eval_batches(test, _Shown.of(model), batch_size=COMPARED_IMAGES))
+    accuracy, shown = _accuracy(model, test, progress), _Shown.of(model)
+    int8 = {
+        runtime: int8_accuracy(runtime, folder, test, shown, progress)
+        for runtime in int8_runtimes(Winner.load(folder).files)
+    }
+    images, _ = next(eval_batches(test, shown, batch_size=COMPARED_IMAGES))
     error = relative_error(onnx_scores(folder / ONNX, images), network_scores(model, images))
     return Seen(
         test=accuracy,
@@ -282,7 +284,8 @@ def measure(
     """
     with tempfile.TemporaryDirectory(prefix="nas-verify-") as scratch:
         takes_folder = target.takes == PARTS
-        file = folder if takes_folder else timed_file(folder, target)
+        is_elsewhere = bench is not None
+        file = folder if takes_folder else timed_file(folder, target, elsewhere=is_elsewhere)
         if target.batch != 1 and not takes_folder:
             file = network.to_onnx(_load(folder), Path(scratch) / ONNX, batch=target.batch)
         timing = measure_networks(
@@ -319,12 +322,6 @@ def trusted(
         rows = (found, measure_once())
         found = min(rows, key=lambda row: (row.grade or "", row.measured_ms or 0.0))
     return found
-
-
-def timed_file(folder: Path, target: Target) -> Path:
-    """Return the ONNX file that a target of batch 1 runs: the int8 one, where there is one."""
-    has_int8 = takes_int8(target) and INT8 in Winner.load(folder).files
-    return folder / (INT8 if has_int8 else ONNX)
 
 
 def result_of(timing: Timing, target: Target) -> TargetResult:

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nas.block import Block, parse
-from nas.latency.bench import Visit
+from nas.latency.bench import Bench, Visit
 from nas.latency.profile_config import ProfileConfig
 from nas.target import Device, Target
 
@@ -50,7 +50,7 @@ def fake_export(parts: Sequence[Block], folder: Path, *, batch: int) -> Mapping[
     return paths
 
 
-class FakeBench:
+class FakeBench(Bench):
     """A Bench of known costs whose clock moves only by its own work.
 
     Args:

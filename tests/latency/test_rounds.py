@@ -169,7 +169,9 @@ def test_a_shared_cache_that_others_fill_all_the_time_is_said_and_gives_grade_c(
     known = 0.001 + bench_of(make_bench, guarded).true_ms[GUARD] / 0.2
     best = Known(guard_by_reference=known)
     began = bench.seconds()
-    found = measure(bench, guarded, config, known=best)
+    told: set[str] = set()
+    found = measure(bench, guarded, config, known=best, tick=lambda share, why: told.add(why))
+    assert told == {"waiting for others to leave the shared cache"}
     assert bench.seconds() - began < 20
     assert (
         "the cache that cores share is in use by others: a layer of many weights takes 8"
@@ -218,11 +220,25 @@ def test_a_core_shared_all_the_time_is_known_by_the_reference_of_before(
     assert (slower.is_slow, shared.is_slow) == (False, True)
 
 
+def test_progress_says_why_it_stands_still(
+    make_bench: Any, paths: dict[str, Path], config: ProfileConfig
+) -> None:
+    def told(**machine: float) -> list[str]:
+        reasons: list[str] = []
+        known = Known(reference_ms=0.2)
+        bench = make_bench(**machine)
+        measure(bench, paths, config, known=known, tick=lambda share, why: reasons.append(why))
+        return reasons
+
+    assert set(told()) == {""}
+    assert "waiting for others to leave the processor" in told(slow=0.97)
+
+
 def test_progress_grows_to_the_whole(
     make_bench: Any, paths: dict[str, Path], config: ProfileConfig
 ) -> None:
     shares: list[float] = []
-    measure(make_bench(busy=0.3), paths, config, tick=shares.append)
+    measure(make_bench(busy=0.3), paths, config, tick=lambda share, why: shares.append(share))
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 

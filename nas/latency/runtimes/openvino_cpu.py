@@ -1,13 +1,12 @@
 """OpenVINO on the CPU: one stream, threads as told, fp32 where the target says fp32."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from nas.errors import DeviceError
 from nas.files import digest_file
 from nas.latency.openvino_import import import_openvino
-from nas.latency.quantize import quantize_openvino
+from nas.latency.quantize import is_quantized_openvino, quantize_openvino, save_openvino
 from nas.latency.runtimes.protocol import Runner, Values, first_line, sample_input
 from nas.target import Target
 
@@ -15,7 +14,7 @@ openvino = import_openvino()
 
 
 class OpenVino:
-    """OpenVINO's CPU plugin; for int8, a network is quantized by NNCF as it is loaded.
+    """OpenVINO's CPU plugin; for int8, a network in fp32 is quantized by NNCF as it is loaded.
 
     On processors with bf16 or fp16 units the plugin would compute in these unasked, so precision
     is pinned: to f32, which leaves what was quantized in int8. Threads are not pinned to cores: a
@@ -42,7 +41,7 @@ class OpenVino:
             for item in [*model.inputs, *model.outputs]:
                 if item.partial_shape.is_dynamic or item.element_type != openvino.Type.f32:
                     raise ValueError(f"{item.any_name} must be float of fixed shape, is {item}")
-            if self._is_int8:
+            if self._is_int8 and not is_quantized_openvino(model):
                 model = self._quantized(model, path)
             compiled = [self._core.compile_model(model, "CPU", self._options) for _ in range(times)]
             return [_OpenVinoRunner(item) for item in compiled]
@@ -57,11 +56,7 @@ class OpenVino:
             return quantize_openvino(model)
         kept = self._cache / f"{digest_file(path)}.xml"
         if not kept.is_file():
-            with tempfile.TemporaryDirectory(dir=self._cache) as folder:
-                made = Path(folder) / kept.name
-                openvino.save_model(quantize_openvino(model), str(made), compress_to_fp16=False)
-                made.with_suffix(".bin").replace(kept.with_suffix(".bin"))  # which the other names
-                made.replace(kept)
+            save_openvino(quantize_openvino(model), kept)
         return self._core.read_model(str(kept))
 
 
