@@ -92,7 +92,7 @@ class Pool:
         pool = self._unseen(self._kept)
         ranks = rank(pool.codes, pool.costs)
         if not self.is_whole:
-            known = {row.tobytes() for row in pool.codes}
+            known = set(_names(pool.codes))
             for _ in range(GENERATIONS):
                 elite = pool.codes[_top(ranks, PARENTS)]
                 children = self._children(np.concatenate([parents, elite]), known)
@@ -113,16 +113,16 @@ class Pool:
         half = CHILDREN // 2
         crossed = self._rows.cross(parents, half)
         changed = self._rows.change(np.concatenate([parents, crossed]), half)
+        children = np.concatenate([crossed, changed])
         fresh = []
-        for row in np.concatenate([crossed, changed]):
-            name = row.tobytes()
+        for place, name in enumerate(_names(children)):
             if name not in known and name not in self._seen:
                 known.add(name)
-                fresh.append(row)
-        return _affordable(self._rows, np.stack(fresh)) if fresh else None
+                fresh.append(place)
+        return _affordable(self._rows, children[fresh]) if fresh else None
 
     def _unseen(self, candidates: Candidates) -> Candidates:
-        unseen = [row.tobytes() not in self._seen for row in candidates.codes]
+        unseen = [name not in self._seen for name in _names(candidates.codes)]
         return candidates.take(np.array(unseen, dtype=bool))
 
     def _completed(self, candidates: Candidates) -> Candidates:
@@ -139,6 +139,13 @@ class Pool:
         first = np.sort(np.unique(codes, axis=0, return_index=True)[1])
         costs, met = self._rows.priced(codes[first])
         return self._unseen(Candidates(candidates.raw[first], codes[first], costs).take(met))
+
+
+def _names(codes: Array) -> list[bytes]:
+    """Return the bytes of each row, by which rows are known."""
+    rows = np.ascontiguousarray(codes)
+    names: list[bytes] = rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel().tolist()
+    return names
 
 
 def _affordable(rows: Rows, codes: Array) -> Candidates:

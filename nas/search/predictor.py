@@ -154,7 +154,7 @@ class PredictorMind:
         beaten = self._goal(costs, process.mean(features), values)
 
         def rank(codes: Array, costs: Costs) -> Array:
-            expected = process.mean(self._features(codes))
+            expected = process.mean(self._features(codes, single=True))
             if self._problem.objective is None:
                 return expected
             return beaten.gain(expected, TYPICAL, self._cost(costs))

@@ -36,8 +36,13 @@ class Rows:
 
     def choice(self, row: Array) -> Choice:
         """Return a row, shape (genes,), as a choice."""
-        options = self._genes.items()
-        return {gene: known[code] for (gene, known), code in zip(options, row, strict=True)}
+        return self.choices(row[None])[0]
+
+    def choices(self, rows: Array) -> list[Choice]:
+        """Return rows, shape (n, genes), as choices."""
+        columns = zip(self._genes.values(), rows.T.tolist(), strict=True)
+        options = [[known[code] for code in codes] for known, codes in columns]
+        return [dict(zip(self._genes, own, strict=True)) for own in zip(*options, strict=True)]
 
     def encode(self, choices: Sequence[Choice]) -> Array:
         """Return choices as rows.
@@ -59,7 +64,7 @@ class Rows:
     def price(self, codes: Array) -> Costs:
         """Return {metric: costs of shape (n,)}."""
         self.looked_at += len(codes)
-        return self._price([self.choice(row) for row in codes])
+        return self._price(self.choices(codes))
 
     def feasible(self, codes: Array) -> Array:
         """Return those that meet every budget."""

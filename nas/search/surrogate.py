@@ -76,7 +76,7 @@ class GaussianProcess:
         """Return the expectations of candidates to rank them, shape (n,), in single precision."""
         known = self._weighted.astype(np.float32)
         theta = self._theta.astype(np.float32)
-        covariance, _ = _kernel(features.astype(np.float32) @ known.T, theta)
+        covariance, _ = _kernel(features.astype(np.float32, copy=False) @ known.T, theta)
         expected: Array = (covariance @ self._solved.astype(np.float32)).astype(np.float64)
         return expected
 

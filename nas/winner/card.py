@@ -53,7 +53,7 @@ images = np.zeros({shape}, np.float32)  # normalised as below
 (scores,) = session.run(None, {{session.get_inputs()[0].name: images}})  # (1, {classes})
 ```
 
-## Normalisation
+{int8_note}## Normalisation
 
 RGB. Resize the shorter side to {side} (bicubic), cut out the centre {side} x {side}, divide by 255,
 subtract the mean `{mean}`, divide by the standard deviation `{std}`.
@@ -79,6 +79,20 @@ timm's transform above does all of it.{labels}
 """
 
 INT8_ROW = "| {files} | the same in int8 for {title}, calibrated on training images, batch 1 |"
+INT8_NOTES = {
+    "onnxruntime": "`model.int8.onnx` is run in the same way.\n\n",
+    "openvino": """\
+## Run the int8 file by OpenVINO
+
+```python
+import openvino
+
+network = openvino.compile_model("path/to/this/folder/model.int8.xml", "CPU")
+scores = network([images])[0]  # images as above
+```
+
+""",
+}
 NAS_NOTE = """\
 The architecture is a list of blocks under the name `nas_hybrid`, which `import nas.network`
 registers with timm (`pip install hybrid-nas`; `import nas` alone does not register it).
@@ -115,6 +129,7 @@ def render(winner: Winner, config: Mapping[str, Any]) -> str:
         labels=labels,
         entrypoint=_entrypoint(config),
         precision="fp32",
+        int8_note="".join(INT8_NOTES[runtime] for runtime in int8_runtimes(winner.files)),
         int8="".join(f"\n{_int8_file(runtime)}" for runtime in int8_runtimes(winner.files)),
         blocks="\n".join(winner.blocks),
         ancestry=_ancestry(winner),

@@ -261,3 +261,14 @@ def test_many_rows_are_learnt_from_and_a_part_of_them_sets_the_kernel(
     mind = PredictorMind(problem(table, table.quantile(0.8)))
     think(mind, table, 60)
     assert len(mind._process._solved) > 40
+
+
+def test_rows_come_back_from_choices_and_have_options_as_they_were_given() -> None:
+    genes = {"kernel": ((7, 5), (5, 3)), "width": (16, 24, 32), "kind": ("mb4d", "cga")}
+    rows = Rows(genes, lambda choices: {}, {}, seed=0)
+    codes = rows.draw(50)
+    choices = rows.choices(codes)
+    np.testing.assert_array_equal(rows.encode(choices), codes)
+    assert choices[0] == rows.choice(codes[0]) == {g: genes[g][c] for g, c in zip(genes, codes[0])}
+    assert type(choices[0]["width"]) is int
+    assert rows.choices(codes[:0]) == []

@@ -33,6 +33,12 @@ class TestFeatures:
         by_d = [similarity(features, first, [0, 0, code, 0], 1) for code in range(3)]
         assert by_d == pytest.approx([1, 0, 0.25])  # 4 is equal to 4, two ranks from 1, one from 2
 
+    def test_single_precision_says_the_same(self, rows: np.ndarray) -> None:
+        features = Features(GENES)
+        single = features(rows, single=True)
+        assert single.dtype == np.float32
+        np.testing.assert_allclose(single, features(rows), rtol=1e-6)
+
     def test_every_row_is_as_long_in_every_gene_with_a_choice(self, rows: np.ndarray) -> None:
         features = Features(GENES)
         squares = features(rows) ** 2

@@ -85,6 +85,7 @@ def test_the_int8_file_is_promised_and_nearly_as_accurate(exported: Path) -> Non
     card = (exported / "README.md").read_text()
     name = "accuracy in int8 by onnxruntime, search split"
     assert f"| {name} | {100 * int8:.1f} % |" in card and f"| `{INT8}` |" in card
+    assert "`model.int8.onnx` is run in the same way." in card and "openvino" not in card
 
 
 def test_it_is_calibrated_on_the_images_the_network_was_trained_on(exported: Path) -> None:
@@ -287,6 +288,7 @@ def test_openvino_has_files_of_its_own_that_are_promised_and_nearly_as_accurate(
     card = (for_openvino / "README.md").read_text()
     assert f"| accuracy in int8 by openvino, search split | {100 * own.search:.1f} % |" in card
     assert "| `model.int8.xml`, `model.int8.bin` |" in card
+    assert 'openvino.compile_model("path/to/this/folder/model.int8.xml", "CPU")' in card
     seen = examine(for_openvino, "digits")
     latency = TargetResult(target=openvino.id, measured_ms=0.02, ci_high_ms=0.021, grade="A")
     result = judge(winner, replace(seen, latency=latency), openvino.id)
