@@ -269,6 +269,10 @@ def test_rows_come_back_from_choices_and_have_options_as_they_were_given() -> No
     codes = rows.draw(50)
     choices = rows.choices(codes)
     np.testing.assert_array_equal(rows.encode(choices), codes)
-    assert choices[0] == rows.choice(codes[0]) == {g: genes[g][c] for g, c in zip(genes, codes[0])}
+    assert (
+        choices[0]
+        == rows.choice(codes[0])
+        == {g: genes[g][c] for g, c in zip(genes, codes[0], strict=True)}
+    )
     assert type(choices[0]["width"]) is int
     assert rows.choices(codes[:0]) == []
