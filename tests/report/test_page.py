@@ -12,7 +12,7 @@ from PIL import Image
 
 from nas.block import parse_network
 from nas.errors import ConfigError, StorageError
-from nas.manifest import Accuracy, Ancestry, TargetResult, Winner
+from nas.manifest import Accuracy, Ancestry, Int8Accuracy, TargetResult, Winner
 from nas.report import (
     Candidate,
     Command,
@@ -138,6 +138,18 @@ def test_the_page_says_what_was_promised_and_what_was_measured(tmp_path: Path) -
         assert text in page.text, text
     rejected = page.text.partition("not kept")[2]
     assert "0.270 ms" in rejected and "8.0 %" in rejected
+
+
+def test_the_page_says_what_int8_files_score(tmp_path: Path) -> None:
+    winner = a_winner()
+    int8 = {
+        "openvino": Int8Accuracy(search=0.984, test=0.979),
+        "onnxruntime": Int8Accuracy(search=0.97),
+    }
+    winner = replace(winner, accuracy=replace(winner.accuracy, int8=int8))
+    text = " ".join(page_of(tmp_path, content(winner=winner)).text.split())
+    assert "accuracy in int8 by openvino97.9 % on test, 98.4 % on the search split" in text
+    assert "accuracy in int8 by onnxruntime97.0 % on the search split" in text
 
 
 def test_the_page_is_whole_in_itself_and_fetches_nothing(tmp_path: Path) -> None:
