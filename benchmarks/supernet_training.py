@@ -23,7 +23,7 @@ from nas.data import Data, load
 from nas.files import read_json, write_json
 from nas.space import SearchSpace
 from nas.supernet import SuperNet, TrainConfig, score
-from nas.supernet.train import Training
+from nas.supernet.training import Training
 
 STEPS, SEEDS = 240, (0, 1)
 BASE = TrainConfig(

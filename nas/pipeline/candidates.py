@@ -20,7 +20,7 @@ from nas.pipeline.recalibrate import told as recalibration_told
 from nas.pipeline.run import Progress, Run
 from nas.search import SearchOptions
 from nas.search import run as run_search
-from nas.search.samplers import whole_key
+from nas.search.mind import whole_key
 from nas.seeds import stage_seed
 from nas.space import Architecture
 from nas.study import Study, Trial, describe_cost, front_metrics, latency_metric

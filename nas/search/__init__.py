@@ -7,10 +7,11 @@ from nas.errors import DeviceError
 from nas.search.allocate import Allocation, Group, allocate
 from nas.search.budgets import parse_budget, parse_budgets, parse_latency
 from nas.search.crew import Crew
+from nas.search.mind import Mind, Problem, Proposal
 from nas.search.options import Mode, RankBy, SearchOptions
 from nas.search.queued import QueueExecutor
 from nas.search.run import run
-from nas.search.samplers import SAMPLERS, Mind, Problem, Proposal
+from nas.search.samplers import SAMPLERS
 from nas.search.worker import work
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nas.search.mind import Problem, Proposal
+from nas.search.optuna_mind import OptunaMind
 from nas.search.pool import Pool
 from nas.search.rows import Array, Costs, Rows
-from nas.search.samplers import OptunaMind, Problem, Proposal
 from nas.seeds import stage_seed
 from nas.study import Choice
 

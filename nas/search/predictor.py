@@ -8,13 +8,14 @@ from scipy.special import ndtr
 
 from nas.search.budgets import meets
 from nas.search.features import Features
+from nas.search.mind import Problem, Proposal
 from nas.search.pool import Candidates, Pool
 from nas.search.rows import Array, Costs, Rows
-from nas.search.samplers import PREDICTOR_STARTS, Problem, Proposal
 from nas.search.surrogate import GaussianProcess
 from nas.seeds import stage_seed
 from nas.study import Choice
 
+STARTS = 20  # random candidates, stratified by cost, before the first batch
 BATCH = 8  # candidates planned at once where the engine asks for one at a time
 LEAST = 4  # scores before anything is learnt
 FIT_ROWS = 200  # rows the regression's settings are fitted on
@@ -98,7 +99,7 @@ class PredictorMind:
     believer").
     """
 
-    num_starts = PREDICTOR_STARTS
+    num_starts = STARTS
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem

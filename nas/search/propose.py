@@ -4,9 +4,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nas.search.budgets import meets, resolve_budgets
+from nas.search.mind import Mind, Problem, Proposal, whole_key
 from nas.search.options import SearchOptions
 from nas.search.rows import Price
-from nas.search.samplers import SAMPLERS, Mind, Problem, Proposal, whole_key
+from nas.search.samplers import SAMPLERS
 from nas.search.screen import Pricer, Screen
 from nas.study import Choice, Option, Study, check_genes, is_latency
 

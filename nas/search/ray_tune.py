@@ -14,11 +14,11 @@ from nas.files import read_json, write_json
 from nas.search.budgets import meets
 from nas.search.evaluate import Outcome
 from nas.search.ledger import FAILURES_IN_A_ROW, outcome_of
+from nas.search.mind import Proposal
 from nas.search.options import SearchOptions
 from nas.search.propose import Candidate, Proposer, begin
 from nas.search.reported import Result, attempts_of, config_of, from_event, reported, to_event
 from nas.search.rows import Price
-from nas.search.samplers import Proposal
 from nas.study import Choice, Option, Study, Trial, hold
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from contextlib import closing
 from nas.errors import ConfigError, NasError
 from nas.search.evaluate import Evaluate, Outcome, outcomes
 from nas.search.ledger import FAILURES_IN_A_ROW, Ledger, check_costs, outcome_of
+from nas.search.mind import Proposal
 from nas.search.options import SearchOptions
 from nas.search.propose import Candidate, Proposer, begin
 from nas.search.rows import Price
-from nas.search.samplers import Proposal
 from nas.study import Option, Study, describe_cost, hold
 
 logger = logging.getLogger(__name__)

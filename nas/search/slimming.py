@@ -6,8 +6,8 @@ import numpy as np
 
 from nas.errors import ConfigError
 from nas.search.budgets import excess
+from nas.search.mind import Problem, Proposal
 from nas.search.rows import Array, Rows
-from nas.search.samplers import Problem, Proposal
 from nas.seeds import stage_seed
 from nas.study import Choice, Genes
 

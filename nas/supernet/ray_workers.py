@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +33,10 @@ from nas.supernet.model import SuperNet
 from nas.supernet.peers import Peers
 from nas.supernet.schedule import TrainConfig
 from nas.supernet.stored import Trained
-from nas.supernet.train import Training
+from nas.supernet.training import Progress, Training
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]
 
 LONGEST_SESSION = 40  # characters; Ray puts sockets below, whose paths end at 107
 SECONDS_A_LOOK = 0.5

@@ -27,7 +27,8 @@ from nas.pipeline.run import Run
 from nas.pipeline.stock import StockAlone
 from nas.search import SearchOptions
 from nas.search import run as run_search
-from nas.search.samplers import SAMPLERS, whole_key
+from nas.search.mind import whole_key
+from nas.search.samplers import SAMPLERS
 from nas.space import Architecture, SearchSpace
 from nas.study import Study
 from nas.supernet import TrainConfig, score

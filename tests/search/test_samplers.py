@@ -7,7 +7,9 @@ import numpy as np
 import optuna
 import pytest
 
-from nas.search.samplers import SAMPLERS, Mind, OptunaMind, Problem
+from nas.search.mind import Mind, Problem
+from nas.search.optuna_mind import OptunaMind
+from nas.search.samplers import SAMPLERS
 
 
 def problem(seed: int = 0, objective: str | None = None) -> Problem:

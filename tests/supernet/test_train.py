@@ -22,7 +22,7 @@ from nas.space import SearchSpace
 from nas.supernet import SuperNet, TrainConfig, Trained, load, train
 from nas.supernet.evaluate import first_images
 from nas.supernet.taylor import covering_paths
-from nas.supernet.train import Training
+from nas.supernet.training import Training
 
 CONFIG = TrainConfig(
     steps=14,
