@@ -144,6 +144,8 @@ class Pool:
 def _names(codes: Array) -> list[bytes]:
     """Return the bytes of each row, by which rows are known."""
     rows = np.ascontiguousarray(codes)
+    if rows.shape[1] == 0:  # a space without a gene, of which there is one row
+        return [b""] * len(rows)
     names: list[bytes] = rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel().tolist()
     return names
 

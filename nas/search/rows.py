@@ -40,6 +40,8 @@ class Rows:
 
     def choices(self, rows: Array) -> list[Choice]:
         """Return rows, shape (n, genes), as choices."""
+        if not self._genes:
+            return [{} for _ in rows]
         columns = zip(self._genes.values(), rows.T.tolist(), strict=True)
         options = [[known[code] for code in codes] for known, codes in columns]
         return [dict(zip(self._genes, own, strict=True)) for own in zip(*options, strict=True)]

@@ -276,3 +276,5 @@ def test_rows_come_back_from_choices_and_have_options_as_they_were_given() -> No
     )
     assert type(choices[0]["width"]) is int
     assert rows.choices(codes[:0]) == []
+    nothing = Rows({}, lambda choices: {}, {}, seed=0)
+    assert nothing.choices(nothing.draw(2)) == [{}, {}]
