@@ -16,7 +16,7 @@ from nas.errors import CorruptFile, DeviceError
 from nas.files import write_atomic
 from nas.latency.openvino_import import import_openvino
 from nas.latency.runtimes.protocol import Values, first_line, sample_input
-from nas.target import Device
+from nas.target import Device, installed_version
 
 RANDOM_SAMPLES = 4
 # Any: protobuf messages of onnx, models of openvino and nncf, which have no types.
@@ -145,21 +145,13 @@ def write_openvino(
         DeviceError: OpenVINO or NNCF is not installed, or cannot quantize it.
         StorageError: the files cannot be written.
     """
+    installed_version("openvino", "int8")
     try:
-        core = import_openvino().Core()
-        try:
-            model = core.read_model(str(source))
-        except Exception as error:  # the library raises RuntimeError and others
-            reason = first_line(error)
-            raise CorruptFile(f"{source.name} cannot be quantized: {reason}") from error
+        model = import_openvino().Core().read_model(str(source))
+    except Exception as error:  # the library raises RuntimeError and others
+        raise CorruptFile(f"{source.name} cannot be quantized: {first_line(error)}") from error
+    try:
         made = quantize_openvino(model, samples=samples, corrects_bias=True)
-    except ImportError as error:
-        raise DeviceError(
-            f"no int8 file for OpenVINO can be made here ({error}). Install what it takes with "
-            "`pip install 'hybrid-nas[openvino]'`."
-        ) from error
-    except CorruptFile:
-        raise
     except Exception as error:  # NNCF has no public root of its errors
         raise DeviceError(f"nncf cannot quantize {source.name}: {first_line(error)}") from error
     return save_openvino(made, destination)

@@ -37,7 +37,6 @@ from nas.supernet.training import Progress, Training
 
 log = logging.getLogger(__name__)
 
-
 LONGEST_SESSION = 40  # characters; Ray puts sockets below, whose paths end at 107
 SECONDS_A_LOOK = 0.5
 FOLDER, PROGRESS, FAILURE = "ray", "progress.json", "failure.json"

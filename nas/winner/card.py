@@ -78,7 +78,7 @@ timm's transform above does all of it.{labels}
 {ancestry}
 """
 
-INT8_ROW = "| {files} | the same in int8 for {title}, calibrated on training images, batch 1 |"
+INT8_ROW = "| {files} | the same in int8 for {runtime}, calibrated on training images, batch 1 |"
 INT8_NOTES = {
     "onnxruntime": "`model.int8.onnx` is run in the same way.\n\n",
     "openvino": """\
@@ -184,8 +184,8 @@ def _int8_rows(accuracy: Accuracy) -> list[tuple[str, str]]:
 
 def _int8_file(runtime: str) -> str:
     """Return the row of a runtime's int8 file in the list of files."""
-    kind = INT8_KINDS[runtime]
-    return INT8_ROW.format(files=", ".join(f"`{name}`" for name in kind.files), title=kind.title)
+    files = ", ".join(f"`{name}`" for name in INT8_KINDS[runtime].files)
+    return INT8_ROW.format(files=files, runtime=runtime)
 
 
 def _latency_rows(winner: Winner, result: TargetResult) -> list[tuple[str, str]]:

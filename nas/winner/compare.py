@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nas.errors import CorruptFile, DeviceError
 from nas.latency.openvino_import import import_openvino
 from nas.latency.runtimes.protocol import Values, first_line
+from nas.target import installed_version
 
 Scorer = Callable[[Tensor], Tensor]  # images (n, c, h, w) to scores (n, classes)
 
@@ -63,16 +64,10 @@ def openvino_scorer(path: Path | str) -> Scorer:
         CorruptFile: it is not a file that OpenVINO can run.
         DeviceError: OpenVINO is not installed.
     """
-    try:
-        openvino = import_openvino()
-    except ImportError as error:
-        raise DeviceError(
-            f"openvino cannot be loaded ({error}). Install it with "
-            "`pip install 'hybrid-nas[openvino]'`."
-        ) from error
+    installed_version("openvino")
     options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     try:
-        core = openvino.Core()
+        core = import_openvino().Core()
         compiled = core.compile_model(core.read_model(str(path)), "CPU", options)
     except Exception as error:  # the library raises RuntimeError and others
         raise _unusable(path, "OpenVINO", error) from error

@@ -28,14 +28,12 @@ class Int8Kind:
     """How a runtime's int8 network is kept.
 
     Attributes:
-        title: The runtime's name.
         files: Names in a winner's folder; the first is the one that is loaded.
         write: Makes the first file, and those that belong to it, of an fp32 ONNX file and inputs
             of its shape, as a device runs it best.
         scorer: Loads the first file.
     """
 
-    title: str
     files: tuple[str, ...]
     write: Callable[[Path, Path, Sequence[Values], Device], Path]
     scorer: Callable[[Path], Scorer]
@@ -50,11 +48,8 @@ def _write_openvino(onnx: Path, path: Path, samples: Sequence[Values], device: D
 
 
 INT8_KINDS = {
-    "onnxruntime": Int8Kind(
-        title="ONNX Runtime", files=("model.int8.onnx",), write=_write_onnx, scorer=onnx_scorer
-    ),
+    "onnxruntime": Int8Kind(files=("model.int8.onnx",), write=_write_onnx, scorer=onnx_scorer),
     "openvino": Int8Kind(
-        title="OpenVINO",
         files=("model.int8.xml", "model.int8.bin"),
         write=_write_openvino,
         scorer=openvino_scorer,
@@ -76,10 +71,9 @@ def timed_file(folder: Path, target: Target, *, elsewhere: bool = False) -> Path
     as something else it makes itself.
     """
     name = int8_file(target)
-    has_int8 = name in Winner.load(folder).files
-    if name is None or not has_int8 or (elsewhere and not name.endswith(".onnx")):
+    if name is None or (elsewhere and not name.endswith(".onnx")):
         return folder / ONNX
-    return folder / name
+    return folder / (name if name in Winner.load(folder).files else ONNX)
 
 
 def int8_devices(targets: Iterable[str]) -> dict[str, Device]:
