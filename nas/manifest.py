@@ -10,7 +10,7 @@ from nas.errors import ConfigError, CorruptFile
 from nas.files import digest_file, into, read_json, to_plain, write_json
 from nas.space import Architecture, architecture_of
 
-SCHEMA = 2  # in 1 there was one int8 file, ONNX Runtime's
+SCHEMA = 3  # in 2 nobody noted the machine's speed; in 1 there was one int8 file, ONNX Runtime's
 FILE = "winner.json"
 LATENCY = "latency_ms"
 STATISTICS = ("median", "p95")  # what of a measurement a budget is compared with
@@ -58,6 +58,10 @@ class TargetResult:
 
     `predicted_ms` is the latency table's; None for a target nobody priced it on. The others come
     from `verify`: median, upper end of its 95 % interval, 95th percentile of all runs, grade.
+
+    `reference_promised_ms` is what the reference kernel took at the speed the promise is for (the
+    table's, or the machine's when it was searched, if that was slower), `reference_measured_ms`
+    what it took when `verify` measured; None where none was beside the network.
     """
 
     target: str
@@ -66,9 +70,12 @@ class TargetResult:
     ci_high_ms: float | None = None
     p95_ms: float | None = None
     grade: str | None = None
+    reference_promised_ms: float | None = None
+    reference_measured_ms: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("predicted_ms", "measured_ms", "ci_high_ms", "p95_ms"):
+        measured = ("predicted_ms", "measured_ms", "ci_high_ms", "p95_ms")
+        for name in (*measured, "reference_promised_ms", "reference_measured_ms"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be above 0, but is {value} on {self.target}.")
@@ -77,6 +84,16 @@ class TargetResult:
     def upper_ms(self) -> float | None:
         """The upper end of the median's interval; None if not measured."""
         return self.measured_ms if self.ci_high_ms is None else self.ci_high_ms
+
+    @property
+    def slower(self) -> float | None:
+        """How many times as long the machine took when it was measured as where it was promised.
+
+        None where that is not known.
+        """
+        if self.reference_measured_ms is None or self.reference_promised_ms is None:
+            return None
+        return self.reference_measured_ms / self.reference_promised_ms
 
     def judged_ms(self, statistic: str) -> float | None:
         """Return what a budget is compared with; None if it was not measured.
@@ -195,11 +212,11 @@ class Winner:
 
 
 def _upgraded(value: Any) -> Any:
-    """Return what schema 1 says as schema 2 says it; anything else as it is."""
-    if not (isinstance(value, dict) and value.get("schema") == 1):
+    """Return what schemas 1 and 2 say as this one says it; anything else as it is."""
+    if not (isinstance(value, dict) and value.get("schema") in (1, 2)):
         return value
     accuracy = value.get("accuracy")
-    if isinstance(accuracy, dict):
+    if value["schema"] == 1 and isinstance(accuracy, dict):
         rest = {key: item for key, item in accuracy.items() if not key.endswith("_int8")}
         shares = {split: accuracy.get(f"{split}_int8") for split in ("search", "test")}
         int8 = {} if shares["search"] is None else {"onnxruntime": shares}

@@ -47,10 +47,21 @@ def test_winner_json_has_the_documented_keys(tmp_path: Path) -> None:
     assert documented | {"ancestry", "command"} <= set(plain)
     assert {"search", "test"} <= set(plain["accuracy"])
     target = {"target", "predicted_ms", "measured_ms", "ci_high_ms", "p95_ms", "grade"}
+    target |= {"reference_promised_ms", "reference_measured_ms"}
     assert set(plain["targets"][0]) == target
     assert {"study", "trial", "supernet", "tables", "teacher", "pruned_from"} == set(
         plain["ancestry"]
     )
+
+
+def test_a_winner_of_the_second_schema_says_nothing_of_the_machine_s_speed(tmp_path: Path) -> None:
+    winner = a_winner()
+    plain = json.loads(winner.save(tmp_path).read_text())
+    for row in plain["targets"]:
+        del row["reference_promised_ms"], row["reference_measured_ms"]
+    (tmp_path / "winner.json").write_text(json.dumps({**plain, "schema": 2}))
+    assert Winner.load(tmp_path) == winner
+    assert winner.targets[0].slower is None
 
 
 def test_a_winner_of_the_first_schema_keeps_what_its_int8_file_scored(tmp_path: Path) -> None:
@@ -90,7 +101,7 @@ def test_a_missing_winner_is_a_corrupt_file_that_names_the_path(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema", 3, "schema 3"),
+        ("schema", 4, "schema 4"),
         ("acuracy", {}, "did you mean 'accuracy'"),
         ("blocks", ["stem_r32"], "stem_r32"),
         ("architecture", {"schema": 1}, "not an Architecture"),

@@ -24,12 +24,15 @@ class Known:
     session in which the reference is slower than MAX_SLOWER times that, or the guard than MAX_GUARD
     times, is waited for, then accepted as grade C.
 
+    `begun_ms` is what the reference took when the table was begun, whose speed its prices are of.
+
     `patience_s` is how long a session that is slower at all is waited for, before that is taken for
     its clock. Times that are held only against others of the same session need none.
     """
 
     reference_ms: float | None = None
     guard_by_reference: float | None = None
+    begun_ms: float | None = None
     patience_s: float = 0.0
 
 

@@ -1,5 +1,6 @@
 """Timing whole networks: as many loaded at once as memory holds, each with its Timing."""
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -22,8 +23,10 @@ LOADED_SHARE = 0.2  # of this machine's memory, where that is more
 # How long full speed is waited for. A budget is in ms: on a shared machine whole minutes pass in
 # which everything takes 1.3 times as long, which looks like a lower clock (LOG.md, 2026-11-30).
 PATIENCE_S = 60.0
+TOLD_FASTER = 1.03  # a clock that is faster than that is worth a word
 
 Progress = Callable[[int, int, str], None]
+logger = logging.getLogger(__name__)
 
 
 def measure_networks(
@@ -76,6 +79,20 @@ def measure_networks(
         series.require(name, strict=config.strict)
     progress(len(networks), len(networks), "whole networks timed")
     return {name: summarise(series, seed=config.seed) for name, series in found.items()}
+
+
+def at_begun_speed(timings: Mapping[str, Timing], known: Known) -> dict[str, Timing]:
+    """Return timings at the speed a table was begun at, where the machine is faster now."""
+    scaled = {name: timing.at_speed(known.begun_ms) for name, timing in timings.items()}
+    ratios = (timing.median_ms / timings[name].median_ms for name, timing in scaled.items())
+    faster = max(ratios, default=1.0)
+    if faster > TOLD_FASTER:
+        logger.warning(
+            "this machine is %.0f %% faster now than when its latency table was begun: times are "
+            "told as at that speed, so that a budget is kept when it returns",
+            100 * (faster - 1),
+        )
+    return scaled
 
 
 def child_bench(target: Target, config: ProfileConfig) -> AbstractContextManager[Bench]:

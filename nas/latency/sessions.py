@@ -28,7 +28,7 @@ from nas.latency.plan import session_seconds
 from nas.latency.profile_config import ProfileConfig
 from nas.latency.recipes import Chain, parts_of
 from nas.latency.rounds import Unsure, measure, sure, with_reason
-from nas.latency.table import LatencyTable
+from nas.latency.table import BEGUN, LatencyTable
 from nas.latency.timing import MIN_CLEAN, Series
 from nas.target import Target
 
@@ -216,6 +216,7 @@ def _noted(table: LatencyTable, seen_ms: float, drift: float) -> LatencyTable:
             table.path,
         )
     provenance = {
+        BEGUN: round(known_ms, 6),
         **table.provenance,
         "reference_ms": round(min(seen_ms, known_ms), 6),
         "drift": [*table.provenance.get("drift", []), round(drift, 4)],

@@ -32,6 +32,7 @@ SCHEMA = 4
 UNIT = "ms"
 GRADES = ("A", "B", "C")
 TABLES = Path("runs/tables")
+BEGUN = "reference_begun_ms"  # in `provenance`: what the reference took when it was begun
 
 Codes = npt.NDArray[np.int64]
 Fitted = SearchSpace | Calibration | str | None
@@ -177,10 +178,12 @@ class LatencyTable:
 
     @property
     def known(self) -> Known:
-        """Its machine at its best."""
-        found = (self.provenance.get(name) for name in ("reference_ms", GUARD_KNOWN))
-        reference_ms, guard = (float(v) if isinstance(v, int | float) else None for v in found)
-        return Known(reference_ms=reference_ms, guard_by_reference=guard)
+        """Its machine at its best, and when it was begun: an older table does not note that."""
+        names = ("reference_ms", GUARD_KNOWN, BEGUN)
+        found = [self.provenance.get(name) for name in names]
+        best_ms, guard, begun_ms = (float(v) if isinstance(v, int | float) else None for v in found)
+        begun_ms = best_ms if begun_ms is None else begun_ms
+        return Known(reference_ms=best_ms, guard_by_reference=guard, begun_ms=begun_ms)
 
     def scaled(self, factor: float) -> Self:
         """Return it with every price multiplied by a factor: a machine that is slower or faster
@@ -347,6 +350,11 @@ def _line(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
+def table_folders() -> tuple[Path, ...]:
+    """Return where tables are looked for: a run's, this folder's, and those that are shipped."""
+    return TABLES, Path("latency_tables"), packaged_folder("latency_tables")
+
+
 def find_table(
     target: Target, path: Path | str | None = None, folders: Sequence[Path | str] | None = None
 ) -> Path | None:
@@ -355,8 +363,8 @@ def find_table(
     Args:
         target: What the table must be of; another device's is never used.
         path: A table to use and no other.
-        folders: Where to look, each for `<id>.json` and `<device>/<id>.json`. Default:
-            `runs/tables`, `latency_tables`, and what is installed with the package.
+        folders: Where to look, each for `<id>.json` and `<device>/<id>.json`; those of
+            `table_folders` if not given.
 
     Raises:
         CorruptFile: `path` or a file of that name cannot be read as a table.
@@ -370,9 +378,7 @@ def find_table(
                 "Leave --table out, or choose the target it is of."
             )
         return Path(path)
-    if folders is None:
-        folders = (TABLES, Path("latency_tables"), packaged_folder("latency_tables"))
-    for folder in folders:
+    for folder in table_folders() if folders is None else folders:
         for place in (Path(folder), Path(folder) / target.device.slug):
             file = place / f"{target.id}.json"
             if file.is_file() and LatencyTable.load(file).target.matches(target):

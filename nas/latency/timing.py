@@ -1,7 +1,7 @@
 """What samples say: a network's latency, how far it may be trusted, and when it is no number."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,8 @@ class Timing:
     Grade A: spread below 5 % and half of the samples clean; B: spread below 10 %; C: the rest,
     fewer clean samples than asked for, or a machine that was slower all the time than it is known
     to be. `repeat` is how far the medians of every other visit are apart, by the second: the error
-    that measuring again would make.
+    that measuring again would make. `reference_ms` is what the reference kernel took at the speed
+    that these times are of; None where there was none beside them.
     """
 
     median_ms: float
@@ -40,6 +41,20 @@ class Timing:
     grade: str
     spread: float
     repeat: float | None
+    reference_ms: float | None = None
+
+    def at_speed(self, reference_ms: float | None) -> "Timing":
+        """Return it as on a machine whose reference takes so long, if that is slower than this.
+
+        A clock that is faster today than usual slows down again: what is promised at it is not
+        kept. Times on a slower machine stay, for nothing says that it becomes faster.
+        """
+        if reference_ms is None or self.reference_ms is None or self.reference_ms >= reference_ms:
+            return self
+        factor = reference_ms / self.reference_ms
+        times = ("median_ms", "p10", "p90", "p95", "ci_high_ms")
+        scaled = {name: factor * getattr(self, name) for name in times}
+        return replace(self, **scaled, reference_ms=reference_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,4 +167,5 @@ def summarise(series: Series, *, seed: int = 0) -> Timing:
         grade=grade(clean, series),
         spread=(q3 - q1) / median,
         repeat=series.repeat,
+        reference_ms=series.reference_ms,
     )

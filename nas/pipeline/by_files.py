@@ -20,8 +20,9 @@ from nas.pipeline.run import Progress, Run
 from nas.pipeline.winners import verdict
 from nas.space import Architecture
 from nas.target import Target
+from nas.winner.latency import result_of
 from nas.winner.quantized import INT8_KINDS, ONNX
-from nas.winner.verify import result_of, verify_elsewhere
+from nas.winner.verify import verify_elsewhere
 
 
 class _Written(Exception):  # noqa: N818  no error: the search stops here until times are there

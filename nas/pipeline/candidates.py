@@ -343,6 +343,7 @@ def measured_row(
             "ci_high_ms": timing.ci_high_ms,
             "p95_ms": timing.p95,
             "grade": timing.grade,
+            "reference_ms": timing.reference_ms,
         }
         for target_id, timing in found.items()
     }

@@ -4,12 +4,16 @@ import os
 import shutil
 import statistics
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nas import environment
 from nas.errors import ConfigError, NasError
+
+if TYPE_CHECKING:
+    from nas.target import Target
 
 ENOUGH_DISK_GIB = 2.0
 ENOUGH_MEMORY_GIB = 4.0
@@ -156,13 +160,25 @@ def _database() -> Check:
 
 
 def _tables() -> Check:
-    from nas.latency import find_table
-    from nas.target import DEFAULT_TARGET, Target
+    """List the tables of this machine: those that are used, or else whose runtime has changed."""
+    from nas.latency.table import table_folders
+    from nas.target import Device, Target
 
-    try:
-        path = find_table(Target.parse(DEFAULT_TARGET))
-    except NasError:
-        path = None
-    if path is None:
-        return "tables", "ok", "none for this machine yet; `nas profile` makes one"
-    return "tables", "ok", str(path)
+    found: set[Target] = set()
+    for folder in table_folders():
+        for file in (*folder.glob("*@*.json"), *folder.glob("*/*@*.json")):
+            with suppress(ConfigError):
+                found.add(Target.from_id(file.stem))
+    used = sorted(_without_device(target) for target in found if target.is_here())
+    if used:
+        return "tables", "ok", f"of this machine: {', '.join(used)}"
+    here = Device.here().slug
+    older = sorted(_without_device(target) for target in found if target.device.slug == here)
+    if older:
+        detail = f"of this machine only for what is not installed: {', '.join(older)}"
+        return "tables", "ok", f"{detail}; `nas profile` makes new ones"
+    return "tables", "ok", "none for this machine yet; `nas profile` makes one"
+
+
+def _without_device(target: "Target") -> str:
+    return target.id.partition("@")[0]

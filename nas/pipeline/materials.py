@@ -17,7 +17,7 @@ from nas.data import Data
 from nas.errors import ConfigError
 from nas.files import write_atomic
 from nas.latency import LatencyTable, Timing, find_table, time_networks
-from nas.latency.measure import child_bench
+from nas.latency.measure import at_begun_speed, child_bench
 from nas.latency.sessions import Benches
 from nas.latency.table import TABLES
 from nas.manifest import TargetResult
@@ -160,12 +160,14 @@ class Materials:
     ) -> dict[str, Timing]:
         """Return timings of whole networks on a table's target, as candidates are timed.
 
+        They are of the speed that the table's prices are of, where the machine is faster now.
+
         Raises:
             UnreliableTiming, DeviceError: as `time_networks`.
         """
         if self.timed is not None:
             return self.timed(networks)
-        return time_networks(
+        timings = time_networks(
             networks,
             table,
             self.run.config.profile.for_winners(),
@@ -173,6 +175,7 @@ class Materials:
             benches=self.benches,
             export=self.parts,
         )
+        return at_begun_speed(timings, table.known)
 
     @cached_property
     def supernet(self) -> SuperNet:

@@ -16,7 +16,7 @@ from nas.errors import ConfigError
 from nas.files import to_plain, write_atomic
 from nas.latency import QUICK, LatencyTable, find_table, time_networks
 from nas.latency import profile as profile_table
-from nas.latency.measure import child_bench
+from nas.latency.measure import at_begun_speed, child_bench
 from nas.latency.sessions import Benches
 from nas.latency.table import TABLES, Fitted
 from nas.manifest import FILE, Accuracy, Ancestry, TargetResult, Winner
@@ -38,9 +38,9 @@ from nas.target import DEFAULT_TARGET, Target
 from nas.winner.distill import DistillConfig
 from nas.winner.distill import train as train_alone
 from nas.winner.export import export as export_folder
+from nas.winner.latency import result_of
 from nas.winner.objective import Teacher
 from nas.winner.score import evaluate
-from nas.winner.verify import result_of
 
 FINE_TUNE_LR = 5e-4
 
@@ -279,8 +279,8 @@ def _cuts(
 
 def _timer(table: LatencyTable, benches: Benches, progress: Progress) -> Timed:
     careful = QUICK.for_winners()  # what is cut is promised to meet its budget
-    return lambda networks: time_networks(
-        networks, table, careful, progress=progress, benches=benches
+    return lambda networks: at_begun_speed(
+        time_networks(networks, table, careful, progress=progress, benches=benches), table.known
     )
 
 
@@ -363,7 +363,11 @@ def _promise(found: Source, levels: Levels, done: "_Done", accuracy: float) -> W
     result = TargetResult(target=levels.target_id)
     if timing is not None:
         result = result_of(timing, done.table.target)
-    result = replace(result, predicted_ms=levels.predicted(done.blocks)[levels.metric])
+    result = replace(
+        result,
+        predicted_ms=levels.predicted(done.blocks)[levels.metric],
+        reference_promised_ms=result.reference_measured_ms,
+    )
     return Winner(
         architecture=architecture.to_json(),
         blocks=tuple(map(str, done.blocks)),

@@ -20,7 +20,8 @@ from nas.pipeline.outcome import Outcome
 from nas.pipeline.run import Progress, Run
 from nas.pipeline.winners import verdict
 from nas.target import DEFAULT_TARGET, Target
-from nas.winner.verify import measure, trusted, verify_elsewhere
+from nas.winner.latency import trusted
+from nas.winner.verify import measure, verify_elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

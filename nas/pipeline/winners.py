@@ -123,13 +123,18 @@ class Candidate:
         materials = self.materials
         searched = self.run.result(f"search/{self.study}", make_with="search")
         split = materials.data.split("search")
+        (measured,) = (row for row in searched["measured"] if row["trial"] == self.trial.number)
         return Winner(
             architecture=self.architecture.to_json(),
             blocks=tuple(map(str, self.blocks)),
             accuracy=Accuracy(search=distilled["accuracy"], search_images=len(split)),
             budgets=searched["budgets"],
             targets=tuple(
-                TargetResult(target=name, predicted_ms=self.trial.costs[latency_metric(name)])
+                TargetResult(
+                    target=name,
+                    predicted_ms=self.trial.costs[latency_metric(name)],
+                    reference_promised_ms=measured["latencies"][name].get("reference_ms"),
+                )
                 for name in materials.tables
             ),
             ancestry=Ancestry(

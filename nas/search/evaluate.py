@@ -101,10 +101,7 @@ def _result(future: "Future[Outcome]", timeout_s: float | None) -> Outcome:
         return future.result(timeout=timeout_s)
     except TimeoutError:
         return silence(timeout_s or 0.0)
-    except (
-        BrokenExecutor,
-        TryAgain,
-    ):  # TryAgain: the executor's, `call` lets none of evaluate's out
+    except (BrokenExecutor, TryAgain):  # the executor's: `call` lets none of evaluate's out
         raise
     except Exception as error:  # the answer could not be carried here
         return Outcome(reason=f"{type(error).__name__}: {error}")

@@ -10,6 +10,7 @@ from nas.winner.quantized import int8_devices
 
 STANDARD_ERRORS = 3.0
 UNTRUSTED = "C"  # the grade of timings on a machine that others kept busy
+TOLD_SPEED = 0.03  # by how much a machine's speed must differ to be worth a word
 ONNX_TOLERANCE = 1e-4  # largest difference of scores, relative to the largest score
 
 
@@ -116,7 +117,13 @@ def with_seen(winner: Winner, seen: Seen, latency: TargetResult) -> Winner:
     }
     accuracy = replace(winner.accuracy, test=seen.test, test_images=seen.test_images, int8=int8)
     known = winner.on(latency.target)
-    row = replace(latency, predicted_ms=known.predicted_ms if known else None)
+    row = latency
+    if known is not None:
+        row = replace(
+            latency,
+            predicted_ms=known.predicted_ms,
+            reference_promised_ms=known.reference_promised_ms,
+        )
     others = [row if old.target == row.target else old for old in winner.targets]
     targets = tuple(others) if known else (*winner.targets, row)
     return replace(winner, accuracy=accuracy, targets=targets)
@@ -195,12 +202,13 @@ def _latency(winner: Winner, latency: TargetResult) -> Statement:
     budget = winner.latency_budget_ms(latency.target)
     judged = latency.judged_ms(winner.statistic)
     assert latency.measured_ms is not None
+    speed = _speed(winner.on(latency.target))
     words = "95th percentile" if winner.statistic == "p95" else "up to"
     most = f"{words} {judged:.4g}" if judged is not None else f"no {words} was taken"
     text = f"{latency.measured_ms:.4g} ms ({most}, grade {latency.grade}) on {latency.target}"
     if budget is None:
         promised = ", ".join(metric for metric in winner.budgets if metric.startswith(LATENCY))
-        text += f"; no latency was promised there (promised: {promised or 'none'})"
+        text += f"{speed}; no latency was promised there (promised: {promised or 'none'})"
         return Statement(about=LATENCY, text=text, is_kept=None)
     share = math.inf if judged is None else judged / budget
     use = latency.measured_ms / budget
@@ -210,9 +218,22 @@ def _latency(winner: Winner, latency: TargetResult) -> Statement:
     if judged is None:
         verdict = f"cannot be held against the {words} that was promised"
     return Statement(
-        about=LATENCY, text=f"{text} against a budget of {budget:.4g} ms: {verdict}",
+        about=LATENCY, text=f"{text} against a budget of {budget:.4g} ms: {verdict}{speed}",
         is_kept=share <= 1,
     )  # fmt: skip
+
+
+def _speed(latency: TargetResult | None) -> str:
+    """Return how much faster or slower the machine was than where the latency was promised."""
+    if latency is None or latency.slower is None or latency.measured_ms is None:
+        return ""
+    if abs(latency.slower - 1) < TOLD_SPEED:
+        return ""
+    told = f"{100 * abs(latency.slower - 1):.0f} % {'slower' if latency.slower > 1 else 'faster'}"
+    return (
+        f"; the machine is {told} now than where that was promised, at whose speed it takes "
+        f"{latency.measured_ms / latency.slower:.4g} ms"
+    )
 
 
 def _over(share: float) -> str:

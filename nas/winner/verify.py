@@ -24,7 +24,7 @@ from nas import errors, network
 from nas.data import Split, eval_batches, load_test
 from nas.errors import ConfigError, CorruptFile, DeviceError, NasError
 from nas.files import into, to_plain, write_atomic
-from nas.latency import ProfileConfig, Timing, measure_networks
+from nas.latency import ProfileConfig, measure_networks
 from nas.latency.bench import Bench
 from nas.latency.guard import guard_file
 from nas.latency.judge import Known
@@ -32,7 +32,8 @@ from nas.manifest import TargetResult, Winner
 from nas.target import PARTS, Target
 from nas.winner import card
 from nas.winner.compare import network_scores, onnx_scores, relative_error
-from nas.winner.promise import UNTRUSTED, Seen, VerifyResult, judge
+from nas.winner.latency import promised_speed, result_of, trusted
+from nas.winner.promise import Seen, VerifyResult, judge
 from nas.winner.quantized import ONNX, int8_accuracy, int8_runtimes, timed_file
 
 # not `-m nas.winner.verify`: that would import this file twice, once as nas.winner.verify
@@ -40,7 +41,6 @@ CHILD = "from nas.winner.verify import main; main()"
 NAME = "the winner"
 COMPARED_IMAGES = 32
 BATCH_SIZE = 256
-PAUSES_S = (0.0, 30.0, 120.0)  # before a timing that cannot be trusted is taken again
 LAST_WORDS = 5  # lines of the child's stderr that go into an error
 
 Progress = Callable[[int, int, str], None]
@@ -73,8 +73,8 @@ def verify(
         target: What to time it on; must be this machine's.
         data_name: The data set whose test split is scored; by default the winner's.
         config: How carefully to time, in as many processes as `for_winners` says.
-        known: That of the latency table the promise rests on, if it is at hand: the machine is
-            waited for until it is as fast as it was then.
+        known: That of the latency table the promise rests on, if it is at hand. The machine is
+            waited for until it is as fast as it was where the latency was promised.
         tolerance: See `judge`.
         progress: Told (done, total, text).
         timeout_s: How long the process may say nothing.
@@ -93,7 +93,7 @@ def verify(
     timing = {
         "target": target.to_json(),
         "config": to_plain((config or ProfileConfig()).for_winners()),
-        "known": to_plain(known or Known()),
+        "known": to_plain(promised_speed(winner, target, known or Known())),
     }
     seen = _seen(folder, winner, data_name, timing, progress, timeout_s)
     return _judged(folder, winner, seen, target, tolerance)
@@ -298,41 +298,6 @@ def measure(
             bench=bench,
         )[NAME]
     return result_of(timing, target)
-
-
-def trusted(
-    winner: Winner,
-    measure_once: Callable[[], TargetResult],
-    *,
-    pause: Callable[[float], None] = time.sleep,
-) -> TargetResult:
-    """Return what is measured, again where a budget is missed by a timing of grade C.
-
-    Others who use the processor for minutes can only make a network slower: of several timings
-    the one of the better grade counts, and of one grade the faster. After each of PAUSES_S there is
-    another, until one is of a better grade or meets the budget.
-    """
-    found = measure_once()
-    budget = winner.latency_budget_ms(found.target)
-    for pause_s in PAUSES_S:
-        judged = found.judged_ms(winner.statistic)
-        if found.grade != UNTRUSTED or budget is None or judged is None or judged <= budget:
-            break
-        pause(pause_s)
-        rows = (found, measure_once())
-        found = min(rows, key=lambda row: (row.grade or "", row.measured_ms or 0.0))
-    return found
-
-
-def result_of(timing: Timing, target: Target) -> TargetResult:
-    """Return a timing as winner.json has it."""
-    return TargetResult(
-        target=target.id,
-        measured_ms=timing.median_ms,
-        ci_high_ms=timing.ci_high_ms,
-        p95_ms=timing.p95,
-        grade=timing.grade,
-    )
 
 
 def _load(folder: Path) -> Any:  # Any: a timm model, of whatever class

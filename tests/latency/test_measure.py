@@ -8,7 +8,7 @@ import pytest
 from nas.block import parse
 from nas.errors import UnreliableTiming
 from nas.latency.judge import Known
-from nas.latency.measure import by_bytes, loadable_bytes, measure_networks
+from nas.latency.measure import at_begun_speed, by_bytes, loadable_bytes, measure_networks
 from nas.latency.profile_config import ProfileConfig
 from nas.target import Target
 
@@ -39,6 +39,20 @@ def test_a_machine_that_stays_slower_than_it_is_known_to_be_gives_grade_c_and_a_
     assert timing.grade == "C"
     assert timing.clean >= 12
     assert re.search(r"6\d % slower", caplog.text)
+
+
+def test_a_machine_that_is_faster_than_when_its_table_was_begun_is_told(
+    make_bench: Any, one: dict[str, Path], target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ProfileConfig(samples=12, spread_s=0.5)
+    found = measure_networks(one, target, config, bench=make_bench())
+    (timing,) = found.values()
+    assert at_begun_speed(found, Known(begun_ms=0.19)) == found
+    assert at_begun_speed(found, Known()) == found and not caplog.text
+    assert timing.reference_ms is not None
+    (slower,) = at_begun_speed(found, Known(begun_ms=0.25)).values()
+    assert slower.median_ms == pytest.approx(timing.median_ms * 0.25 / timing.reference_ms)
+    assert re.search(r"2\d % faster now than when its latency table was begun", caplog.text)
 
 
 def test_a_network_with_too_few_clean_samples_is_grade_c_and_refused_when_strict(

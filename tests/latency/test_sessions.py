@@ -77,6 +77,7 @@ def test_a_machine_that_is_faster_than_when_the_table_was_begun_is_said(
     table = profile(NETWORK, target, path, CONFIG, benches=on(make_bench()), export=export)
     assert re.search(r"6\d % faster now than when the table", caplog.text)
     assert table.known.reference_ms == pytest.approx(0.2, rel=0.02)
+    assert table.known.begun_ms == pytest.approx(0.2 / 0.6, rel=0.02), "what its prices are of"
 
 
 def test_whole_networks_have_a_guard_that_the_table_remembers(

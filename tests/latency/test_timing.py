@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,24 @@ def test_an_interval_counts_that_processes_differ_not_only_samples() -> None:
     apart = upper(0.95, 1.0, 1.05)  # standard error 0.05 / sqrt(3)
     assert apart == pytest.approx(1 + 1.96 * 0.0289, abs=0.003)
     assert upper(0.95, 0.95, 1.0, 1.0, 1.05, 1.05) < apart, "six processes know it better"
+
+
+def test_times_of_a_machine_that_is_faster_now_are_told_at_the_speed_that_is_known(
+    make_bench: Any, one: dict[str, Path], target: Target, config: ProfileConfig
+) -> None:
+    (timing,) = measure_networks(one, target, config, bench=make_bench()).values()
+    assert timing.reference_ms is not None
+    assert timing.reference_ms == pytest.approx(0.2, rel=0.05)
+    slower = timing.at_speed(1.25 * timing.reference_ms)
+    for name in ("median_ms", "p10", "p90", "p95", "ci_high_ms", "reference_ms"):
+        assert getattr(slower, name) == pytest.approx(1.25 * getattr(timing, name))
+    assert (slower.grade, slower.spread, slower.clean) == (
+        timing.grade, timing.spread, timing.clean
+    )  # fmt: skip
+    assert timing.at_speed(0.8 * timing.reference_ms) == timing, "nothing says it gets faster"
+    assert timing.at_speed(None) == timing
+    by_hand = replace(timing, reference_ms=None)
+    assert by_hand.at_speed(1.0) == by_hand
 
 
 @pytest.mark.parametrize(("jitter", "letter"), [(0.01, "A"), (0.11, "B"), (0.4, "C")])

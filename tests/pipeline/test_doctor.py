@@ -1,7 +1,12 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from nas import target as target_module
-from nas.pipeline.doctor import _clock, _runtimes
+from nas.latency import table as table_module
+from nas.pipeline.doctor import _clock, _runtimes, _tables
+from nas.target import Target
 
 
 def runtimes() -> dict[str, tuple[str, str]]:
@@ -37,6 +42,24 @@ def test_a_precision_that_lacks_its_package_is_told_beside_those_that_work(
     state, detail = runtimes()["openvino"]
     assert state == "ok"
     assert detail.startswith("1.2, fp32; openvino needs nncf for int8")
+
+
+def test_the_tables_of_this_machine_are_listed_and_those_of_versions_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_module, "table_folders", lambda: (tmp_path,))
+    assert "none for this machine" in _tables()[2]
+    own = Target.parse("onnxruntime,fp32,b1,t1")
+    older = replace(own, version="0.9")
+    elsewhere = replace(own, device=replace(own.device, cpu="another"))
+    folder = tmp_path / own.device.slug
+    folder.mkdir()
+    for name in (older.id, elsewhere.id, "notes@home"):
+        (folder / f"{name}.json").touch()
+    detail = _tables()[2]
+    assert "only for what is not installed: onnxruntime-0.9_fp32_nchw_b1_t1;" in detail
+    (folder / f"{own.id}.json").touch()
+    assert _tables()[2] == f"of this machine: {own.id.partition('@')[0]}"
 
 
 class Clock:

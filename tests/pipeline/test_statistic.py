@@ -15,7 +15,14 @@ from nas.study import Trial
 
 SPACE = SearchSpace.load("tiny").replace(num_classes=10)
 RESULTS: dict[str, dict[str, Any]] = {
-    "search/s": {"study": "s", "budgets": {"latency_ms:a": 2.0}},
+    "search/s": {
+        "study": "s",
+        "budgets": {"latency_ms:a": 2.0},
+        "measured": [
+            {"trial": 3, "latencies": {"a": {"reference_ms": 0.06}}},
+            {"trial": 4, "latencies": {"a": {"reference_ms": 0.05}}},
+        ],
+    },
     "train": {"digest": "ab"},
 }
 
@@ -53,6 +60,7 @@ def test_a_winner_promises_by_the_statistic_its_run_chose_it_by(statistic: str) 
     )
     winner = Candidate(run, materials, a_trial())._promise({"accuracy": 0.9, "teacher": "ef"})
     assert (winner.statistic, winner.budgets) == (statistic, {"latency_ms:a": 2.0})
+    assert winner.targets[0].reference_promised_ms == 0.06, "the speed it was measured at"
 
 
 def test_a_table_that_is_off_by_now_is_said_with_the_way_out() -> None:

@@ -67,6 +67,29 @@ def test_a_budget_is_broken_by_the_upper_end_of_the_interval() -> None:
     assert judge(a_winner(), replace(SEEN, latency=timed(0.249, 0.25)), HERE).is_kept
 
 
+@pytest.mark.parametrize(
+    ("beside_ms", "words"),
+    [
+        (0.06, "; the machine is 20 % slower now than where that was promised, at whose speed it "
+               "takes 0.225 ms"),
+        (0.04, "; the machine is 20 % faster now than where that was promised, at whose speed it "
+               "takes 0.3375 ms"),
+        (0.051, ""),
+        (None, ""),
+    ],
+)  # fmt: skip
+def test_a_machine_of_another_speed_than_was_promised_is_told(
+    beside_ms: float | None, words: str
+) -> None:
+    row = TargetResult(target=HERE, predicted_ms=0.2, reference_promised_ms=0.05)
+    seen = replace(timed(0.27, 0.28), reference_measured_ms=beside_ms)
+    result = judge(a_winner(targets=(row,)), replace(SEEN, latency=seen), HERE)
+    assert result.is_over_budget, "what the clock on the wall says counts"
+    assert result.broken[0].text.endswith(f"over by 12.0 %{words}")
+    (kept,) = result.winner.targets
+    assert (kept.reference_promised_ms, kept.reference_measured_ms) == (0.05, beside_ms)
+
+
 def test_a_budget_missed_by_a_hair_is_missed_and_not_by_zero() -> None:
     result = judge(a_winner(), replace(SEEN, latency=timed(0.24, 0.250001)), HERE)
     assert "over by less than 0.1 %" in result.broken[0].text
