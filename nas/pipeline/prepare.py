@@ -7,6 +7,7 @@ from nas import checkpoint
 from nas.latency import Check, LatencyTable, check, plan, time_networks
 from nas.latency import profile as profile_table
 from nas.latency.calibration import calibration_name
+from nas.latency.measure import at_begun_speed
 from nas.network.stock import pretrained
 from nas.pipeline import budget as budgets
 from nas.pipeline.materials import Materials, best_device
@@ -115,6 +116,7 @@ def _profile(run: Run, materials: Materials, progress: Progress) -> dict[str, An
             export=materials.parts,
             benches=materials.benches,
         )
+        timings = at_begun_speed(timings, table.known)
         known = {largest.id: timings[largest.id].median_ms}
     checked = check(
         table,

@@ -20,7 +20,7 @@ from nas.pipeline.outcome import Outcome
 from nas.pipeline.run import Progress, Run
 from nas.pipeline.winners import verdict
 from nas.target import DEFAULT_TARGET, Target
-from nas.winner.latency import trusted
+from nas.winner.latency import promised_speed, trusted
 from nas.winner.verify import measure, verify_elsewhere
 
 
@@ -73,11 +73,14 @@ class RemoteDevice:
         careful = config.for_winners()
 
         def timed(folder: Path) -> TargetResult:
+            winner = Winner.load(folder)
+            best = promised_speed(winner, self.target, known or Known())
+
             def once() -> TargetResult:
                 with self.agent.bench(self.target, careful) as bench:
-                    return measure(folder, self.target, careful, progress, known=known, bench=bench)
+                    return measure(folder, self.target, careful, progress, known=best, bench=bench)
 
-            return trusted(Winner.load(folder), once)
+            return trusted(winner, once)
 
         return timed
 

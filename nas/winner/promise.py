@@ -202,7 +202,9 @@ def _latency(winner: Winner, latency: TargetResult) -> Statement:
     budget = winner.latency_budget_ms(latency.target)
     judged = latency.judged_ms(winner.statistic)
     assert latency.measured_ms is not None
-    speed = _speed(winner.on(latency.target))
+    row = winner.on(latency.target)
+    speed = "" if row is None else told_speed(row)
+    speed = f"; the machine is {speed}" if speed else ""
     words = "95th percentile" if winner.statistic == "p95" else "up to"
     most = f"{words} {judged:.4g}" if judged is not None else f"no {words} was taken"
     text = f"{latency.measured_ms:.4g} ms ({most}, grade {latency.grade}) on {latency.target}"
@@ -223,16 +225,16 @@ def _latency(winner: Winner, latency: TargetResult) -> Statement:
     )  # fmt: skip
 
 
-def _speed(latency: TargetResult | None) -> str:
-    """Return how much faster or slower the machine was than where the latency was promised."""
-    if latency is None or latency.slower is None or latency.measured_ms is None:
+def told_speed(latency: TargetResult) -> str:
+    """Return how the machine's speed differed from that promised for; "" where it hardly did."""
+    if latency.slower is None or latency.measured_ms is None:
         return ""
     if abs(latency.slower - 1) < TOLD_SPEED:
         return ""
-    told = f"{100 * abs(latency.slower - 1):.0f} % {'slower' if latency.slower > 1 else 'faster'}"
+    how = "slower" if latency.slower > 1 else "faster"
     return (
-        f"; the machine is {told} now than where that was promised, at whose speed it takes "
-        f"{latency.measured_ms / latency.slower:.4g} ms"
+        f"{100 * abs(latency.slower - 1):.0f} % {how} than where that was promised, at whose speed "
+        f"it takes {latency.measured_ms / latency.slower:.4g} ms"
     )
 
 

@@ -89,14 +89,18 @@ def test_a_budget_missed_while_the_device_was_busy_is_timed_there_once_more(
         architecture=smallest.to_json(), blocks=tuple(map(str, space.blocks(smallest))),
         accuracy=Accuracy(search=0.9),
         budgets={latency_metric(target.id): 1.0}, ancestry=Ancestry(study="s", trial=0),
-        targets=(TargetResult(target=target.id, predicted_ms=0.9),), data="digits",
+        targets=(
+            TargetResult(target=target.id, predicted_ms=0.9, reference_promised_ms=0.05),
+        ),
+        data="digits",
     ).save(tmp_path)  # fmt: skip
     results = [(1.4, "C"), (0.95, "B")]
     asked: list[int] = []
 
-    def measure(folder: Path, target: Target, config: ProfileConfig, *_: Any, **__: Any) -> Any:
+    def measure(folder: Path, target: Target, config: ProfileConfig, *_: Any, **of: Any) -> Any:
         ms, grade = results[len(asked)]
         asked.append(config.processes)
+        assert of["known"].reference_ms == 0.05, "the speed it was promised at"
         return TargetResult(target=target.id, measured_ms=ms, ci_high_ms=ms, p95_ms=ms, grade=grade)
 
     monkeypatch.setattr("nas.pipeline.remote.measure", measure)

@@ -204,12 +204,14 @@ def test_a_renewed_card_keeps_the_words_somebody_put_in(exported: Path) -> None:
     text = (exported / "README.md").read_text() + "\nMy own words.\n"
     winner = Winner.load(exported)
     result = TargetResult(
-        target=TARGET, measured_ms=0.26, ci_high_ms=0.275, p95_ms=0.3, grade="A", predicted_ms=0.2
-    )
+        target=TARGET, measured_ms=0.26, ci_high_ms=0.275, p95_ms=0.3, grade="A", predicted_ms=0.2,
+        reference_promised_ms=0.05, reference_measured_ms=0.065,
+    )  # fmt: skip
     accuracy = replace(winner.accuracy, test=0.981, test_images=360)
     renewed = card.update(text, replace(winner, accuracy=accuracy, targets=(result,)))
     assert "98.1 % of 360 images" in renewed
     assert "| **over the budget by** | 10.0 % |" in renewed
+    assert "| machine when measured | 30 % slower than where that was promised, at whose" in renewed
     assert renewed.endswith("My own words.\n")
     assert card.update(renewed, winner) == text
     assert card.update("No marks.", winner) == "No marks."

@@ -70,9 +70,9 @@ def test_a_budget_is_broken_by_the_upper_end_of_the_interval() -> None:
 @pytest.mark.parametrize(
     ("beside_ms", "words"),
     [
-        (0.06, "; the machine is 20 % slower now than where that was promised, at whose speed it "
+        (0.06, "; the machine is 20 % slower than where that was promised, at whose speed it "
                "takes 0.225 ms"),
-        (0.04, "; the machine is 20 % faster now than where that was promised, at whose speed it "
+        (0.04, "; the machine is 20 % faster than where that was promised, at whose speed it "
                "takes 0.3375 ms"),
         (0.051, ""),
         (None, ""),
