@@ -89,7 +89,7 @@ def at_begun_speed(timings: Mapping[str, Timing], known: Known) -> dict[str, Tim
     if faster > TOLD_FASTER:
         logger.warning(
             "this machine is %.0f %% faster now than when its latency table was begun: times are "
-            "told as at that speed, so that a budget is kept when it returns",
+            "told as at that speed, so that budgets are kept when it slows down again",
             100 * (faster - 1),
         )
     return scaled
