@@ -1,7 +1,7 @@
 """Winner: what winner.json says of an exported network - promises, measurements, ancestry."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,16 @@ class TargetResult:
         if self.reference_measured_ms is None or self.reference_promised_ms is None:
             return None
         return self.reference_measured_ms / self.reference_promised_ms
+
+    def promised_as(self, promised: "TargetResult | None") -> "TargetResult":
+        """Return what is measured beside what was predicted and promised, if anything was."""
+        if promised is None:
+            return self
+        return replace(
+            self,
+            predicted_ms=promised.predicted_ms,
+            reference_promised_ms=promised.reference_promised_ms,
+        )
 
     def judged_ms(self, statistic: str) -> float | None:
         """Return what a budget is compared with; None if it was not measured.

@@ -13,6 +13,7 @@ MAX_REFERENCE = 1.10  # of its floor: the lowest 2nd percentile known on this ma
 REFERENCE_FLOOR = 0.02
 GUARD_KNOWN = "guard_19mb_by_reference"  # by which name tables note it: of this guard, no other
 MAX_GUARD = 1.15  # of its floor, by the reference's
+SAME_SPEED = 0.03  # by how much the reference must differ for the speed to be another one
 MAX_SLOWER = 1.3  # of the reference known: slower than that, the core is shared
 
 

@@ -11,7 +11,7 @@ from nas.environment import memory_bytes
 from nas.latency.bench import Bench
 from nas.latency.compose import weight_bytes
 from nas.latency.guard import GUARD
-from nas.latency.judge import Known
+from nas.latency.judge import SAME_SPEED, Known
 from nas.latency.profile_config import ProfileConfig
 from nas.latency.rounds import measure, with_reason
 from nas.latency.several import bench_here
@@ -23,7 +23,6 @@ LOADED_SHARE = 0.2  # of this machine's memory, where that is more
 # How long full speed is waited for. A budget is in ms: on a shared machine whole minutes pass in
 # which everything takes 1.3 times as long, which looks like a lower clock (LOG.md, 2026-11-30).
 PATIENCE_S = 60.0
-TOLD_FASTER = 1.03  # a clock that is faster than that is worth a word
 
 Progress = Callable[[int, int, str], None]
 logger = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ def at_begun_speed(timings: Mapping[str, Timing], known: Known) -> dict[str, Tim
     scaled = {name: timing.at_speed(known.begun_ms) for name, timing in timings.items()}
     ratios = (timing.median_ms / timings[name].median_ms for name, timing in scaled.items())
     faster = max(ratios, default=1.0)
-    if faster > TOLD_FASTER:
+    if faster > 1 + SAME_SPEED:
         logger.warning(
             "this machine is %.0f %% faster now than when its latency table was begun: times are "
             "told as at that speed, so that budgets are kept when it slows down again",

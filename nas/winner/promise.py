@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 
 from nas.block import parse_network
 from nas.errors import BrokenPromise, ConfigError
+from nas.latency.judge import SAME_SPEED
 from nas.manifest import LATENCY, TargetResult, Winner
 from nas.winner.quantized import int8_devices
 
 STANDARD_ERRORS = 3.0
 UNTRUSTED = "C"  # the grade of timings on a machine that others kept busy
-TOLD_SPEED = 0.03  # by how much a machine's speed must differ to be worth a word
 ONNX_TOLERANCE = 1e-4  # largest difference of scores, relative to the largest score
 
 
@@ -117,13 +117,7 @@ def with_seen(winner: Winner, seen: Seen, latency: TargetResult) -> Winner:
     }
     accuracy = replace(winner.accuracy, test=seen.test, test_images=seen.test_images, int8=int8)
     known = winner.on(latency.target)
-    row = latency
-    if known is not None:
-        row = replace(
-            latency,
-            predicted_ms=known.predicted_ms,
-            reference_promised_ms=known.reference_promised_ms,
-        )
+    row = latency.promised_as(known)
     others = [row if old.target == row.target else old for old in winner.targets]
     targets = tuple(others) if known else (*winner.targets, row)
     return replace(winner, accuracy=accuracy, targets=targets)
@@ -229,7 +223,7 @@ def told_speed(latency: TargetResult) -> str:
     """Return how the machine's speed differed from that promised for; "" where it hardly did."""
     if latency.slower is None or latency.measured_ms is None:
         return ""
-    if abs(latency.slower - 1) < TOLD_SPEED:
+    if abs(latency.slower - 1) < SAME_SPEED:
         return ""
     how = "slower" if latency.slower > 1 else "faster"
     return (
