@@ -161,7 +161,7 @@ def _database() -> Check:
 
 def _tables() -> Check:
     """List the tables of this machine: those that are used, or else whose runtime has changed."""
-    from nas.latency.table import table_folders
+    from nas.latency.table import find_table, table_folders
     from nas.target import Device, Target
 
     found: set[Target] = set()
@@ -169,9 +169,15 @@ def _tables() -> Check:
         for file in (*folder.glob("*@*.json"), *folder.glob("*/*@*.json")):
             with suppress(ConfigError):
                 found.add(Target.from_id(file.stem))
-    used = sorted(_without_device(target) for target in found if target.is_here())
+    used = [target for target in found if target.is_here()]
+    try:
+        for target in used:
+            find_table(target)
+    except NasError as error:
+        return "tables", "warn", str(error)
     if used:
-        return "tables", "ok", f"of this machine: {', '.join(used)}"
+        names = sorted(map(_without_device, used))
+        return "tables", "ok", f"of this machine: {', '.join(names)}"
     here = Device.here().slug
     older = sorted(_without_device(target) for target in found if target.device.slug == here)
     if older:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from nas import target as target_module
+from nas.latency import LatencyTable
 from nas.latency import table as table_module
 from nas.pipeline.doctor import _clock, _runtimes, _tables
 from nas.target import Target
@@ -59,7 +60,10 @@ def test_the_tables_of_this_machine_are_listed_and_those_of_versions_it_had(
     detail = _tables()[2]
     assert "only for what is not installed: onnxruntime-0.9_fp32_nchw_b1_t1;" in detail
     (folder / f"{own.id}.json").touch()
-    assert _tables()[2] == f"of this machine: {own.id.partition('@')[0]}"
+    state, words = _tables()[1:]
+    assert state == "warn" and own.id in words, "a damaged table is told"
+    LatencyTable(target=own, entries={}).save(folder / f"{own.id}.json")
+    assert _tables()[1:] == ("ok", f"of this machine: {own.id.partition('@')[0]}")
 
 
 class Clock:
