@@ -46,7 +46,7 @@ def main() -> None:
         "--first-seed",
         type=int,
         default=FIRST_SEED,
-        help="of the tables and searches; settings were chosen on seeds below 1000",
+        help="of the tables and searches; settings were chosen on others than the default's",
     )
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
